@@ -1,0 +1,92 @@
+"""The contracts: what a policy, a learner and a source of batches promise.
+
+Dimension letters: S seeds trained together, B batch, O observation, A action.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from offdiff.core.seeding import SeedStreams
+from offdiff.core.types import Batch, Metrics, Spec
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """What is evaluated, whoever made it."""
+
+    def act(self, obs: Tensor, /) -> Tensor:
+        """(B, O) observations in the environment's units -> (B, A) actions in [-1, 1]."""
+        ...
+
+    def reset(self, which: Tensor, /) -> None:
+        """which: (B,) bool, the environments that began a new episode."""
+        ...
+
+
+@runtime_checkable
+class Replay(Protocol):
+    """Where batches come from: in memory, mixed, or memory-mapped."""
+
+    def sample(self, n: int, *, random: SeedStreams) -> Batch:
+        """n transitions for every seed, uniformly with replacement: fields (S, n, ...)."""
+        ...
+
+    def __len__(self) -> int:
+        """Transitions held."""
+        ...
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """One algorithm with its networks and optimisers, for S seeds at once."""
+
+    def update(self, batch: Batch, /) -> Metrics:
+        """One gradient step of the critic (of the policy, where there is no critic).
+
+        batch: fields (S, B, ...), observations scaled as the learner's config asks.
+        """
+        ...
+
+    def policy(self, seed: int, /) -> torch.nn.Module:
+        """The deterministic policy of the seed at this position, independent of later updates.
+
+        A module from (B, O) scaled observations to (B, A) actions in [-1, 1].
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that later updates depend on, but for the random streams."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Tensor], /) -> None:
+        """Restores what `state_dict` gave."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig(ABC):
+    """Hyperparameters of a learner, and the way to make one. Subclasses check themselves."""
+
+    needs_next_action: ClassVar[bool] = False
+    """True if `Batch.next_action` is read: transitions that lack it are then left out."""
+
+    batch_size: int = 256
+    """Transitions per update."""
+    scale_observations: bool = False
+    """Standardise observations with the data's mean and standard deviation."""
+    reward: str = "none"
+    """Reward transform: none, minus_one, iql_return_range, standardise, or scale_shift(A,B) for A*r + B."""
+    keep_best: float = 1.0
+    """Train on the episodes of highest return only, up to this share of the data, in (0, 1]."""
+    keep_best_by: Literal["episodes", "steps"] = "episodes"
+    """What the share counts: the number of episodes or their time steps."""
+
+    @abstractmethod
+    def build(
+        self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device
+    ) -> Learner:
+        """A learner at its first update. updates: planned length of the run, for schedules."""
