@@ -1,0 +1,60 @@
+"""The command line: parse, call, print. No logic lives here."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from offdiff.core.errors import InputError, unknown_name
+
+COMMANDS = {
+    "run": ("offdiff.cli.run", "train learners on a dataset and evaluate them"),
+    "eval": ("offdiff.cli.eval", "evaluate a finished run again: more episodes, video, FQE"),
+    "export": ("offdiff.cli.export", "write a run's policy as ONNX or TorchScript, checked"),
+    "data list": ("offdiff.cli.data", "list known datasets"),
+    "data info": ("offdiff.cli.data", "describe and check one dataset"),
+    "data convert": ("offdiff.cli.data", "convert between D4RL HDF5 and Minari"),
+    "data collect": ("offdiff.cli.collect", "record a dataset from a stable-baselines3 agent"),
+    "data generate": ("offdiff.cli.generate", "make a Maze2D dataset with a waypoint controller"),
+}
+"""Command -> (module, summary). A module's `main(command, args)` is imported when it is used."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `offdiff`; the exit code is 2 for bad input."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except InputError as error:
+        print(f"offdiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("offdiff: interrupted", file=sys.stderr)
+        return 130
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"offdiff {version('offdiff')}")
+        return 0
+    words = 2 if args[0] == "data" else 1
+    if args[0] == "data" and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print(_help("data "))
+        return 0
+    command = " ".join(args[:words])
+    if command not in COMMANDS:
+        raise unknown_name("command", command, COMMANDS, "(see offdiff --help)")
+    module = importlib.import_module(COMMANDS[command][0])
+    run: Callable[[str, list[str]], int] = module.main
+    return run(command, args[words:])
+
+
+def _help(prefix: str = "") -> str:
+    lines = [f"usage: offdiff {prefix}COMMAND ...", "", "commands:"]
+    lines += [f"  {name:<15} {about}" for name, (_, about) in COMMANDS.items() if prefix in name]
+    lines += ["", "offdiff COMMAND --help explains one. Start with: offdiff run --algo iql"]
+    return "\n".join(lines)
