@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float64]
 Statistic = Callable[..., FloatArray]
 """Scores of one or more methods, each (..., R, M) -> (...) or (..., more)."""
 
-CHUNK = 1_000
-"""Bootstrap draws held in memory at once."""
+CHUNK = 10_000_000
+"""Numbers of a bootstrap sample held in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,9 @@ def bootstrap(
     are fixed. scores: one (R, M) for every argument of the statistic. Percentile interval.
     """
     samples = []
-    for start in range(0, draws, CHUNK):
-        size = min(CHUNK, draws - start)
+    chunk = max(1, CHUNK // sum(method.size for method in scores))
+    for start in range(0, draws, chunk):
+        size = min(chunk, draws - start)
         samples.append(statistic(*(_resample(method, size, random) for method in scores)))
     tail = (1 - level) / 2
     low, high = np.quantile(np.concatenate(samples), [tail, 1 - tail], axis=0)
