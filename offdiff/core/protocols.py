@@ -67,6 +67,22 @@ class Learner(Protocol):
         ...
 
 
+RANGES: dict[str, tuple[float, float]] = {
+    "batch_size": (1, 2**20),
+    "keep_best": (1e-9, 1),
+    "discount": (0, 1),
+    "target_rate": (1e-9, 1),
+    "learning_rate": (1e-9, 1),
+    "actor_learning_rate": (1e-9, 1),
+    "critic_learning_rate": (1e-9, 1),
+    "policy_noise": (0, 2),
+    "noise_clip": (0, 2),
+    "policy_delay": (1, 1000),
+    "dropout": (0, 0.99),
+}
+"""Allowed values, ends included, of the hyperparameters that learners share by name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig(ABC):
     """Hyperparameters of a learner, and the way to make one. Subclasses check themselves."""
@@ -85,8 +101,21 @@ class LearnerConfig(ABC):
     keep_best_by: Literal["episodes", "steps"] = "episodes"
     """What the share counts: the number of episodes or their time steps."""
 
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name, low)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        hidden = getattr(self, "hidden", (1,))
+        if not hidden or min(hidden) < 1 or max(hidden) > 2**16:
+            raise ValueError(f"hidden must be widths between 1 and {2**16}, got {hidden}")
+
     @abstractmethod
     def build(
         self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device
     ) -> Learner:
         """A learner at its first update. updates: planned length of the run, for schedules."""
+
+    @abstractmethod
+    def network(self, spec: Spec) -> torch.nn.Module:
+        """An untrained policy network of the kind that `Learner.policy` gives, to load weights into."""

@@ -1,0 +1,155 @@
+"""Implicit Q-learning: in-sample expectile values, advantage-weighted policy (Kostrikov et al. 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from offdiff.algos.losses import (
+    advantage_weight,
+    bellman_target,
+    critic_loss,
+    expectile_loss,
+    gaussian_log_prob,
+)
+from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
+from offdiff.algos.optim import Adam
+from offdiff.algos.state import Leaf, gather, scatter
+from offdiff.core.protocols import LearnerConfig
+from offdiff.core.seeding import SeedStreams
+from offdiff.core.types import Batch, Metrics, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class IQLConfig(LearnerConfig):
+    """IQL at the paper's sizes."""
+
+    scale_observations: bool = True
+    """Standardise observations (the paper does not; it costs nothing and helps on narrow data)."""
+    expectile: float = 0.7
+    """Of the value regression, in [0.5, 1)."""
+    inverse_temperature: float = 3.0
+    """Multiplies the advantage in the policy's weights, >= 0."""
+    maximum_weight: float = 100.0
+    """Clip of those weights."""
+    discount: float = 0.99
+    """Per step, in [0, 1)."""
+    target_rate: float = 0.005
+    """Polyak rate of the target critics, in (0, 1]."""
+    learning_rate: float = 3e-4
+    """Of all three networks; the policy's decays to zero along a cosine over the run."""
+    dropout: float = 0.0
+    """Of the policy's hidden layers, in [0, 1)."""
+    log_std_min: float = -5.0
+    """Lower clip of the policy's log standard deviation."""
+    log_std_max: float = 2.0
+    """Upper clip of the policy's log standard deviation."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden widths of all networks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.5 <= self.expectile < 1:
+            raise ValueError(f"expectile must lie in [0.5, 1), got {self.expectile}")
+        if self.inverse_temperature < 0:
+            raise ValueError(f"inverse_temperature must be >= 0, got {self.inverse_temperature}")
+
+    def build(
+        self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device
+    ) -> "IQL":
+        """A learner at its first update."""
+        return IQL(self, spec, random, updates, device)
+
+    def network(self, spec: Spec) -> nn.Module:
+        """An untrained policy of this shape."""
+        return TanhMean(mlp_module((spec.obs_dim, *self.hidden, spec.action_dim)), spec.action_dim)
+
+
+class IQL:
+    """V by expectile regression on Q, Q by temporal differences on V, policy by weighted likelihood.
+
+    Differences from the paper: the three losses are taken at the parameters before the step, as in
+    the CORL library; the authors step V first and use the new V in the other two.
+    """
+
+    def __init__(
+        self, config: IQLConfig, spec: Spec, random: SeedStreams, updates: int, device: torch.device
+    ) -> None:
+        self.config, self.spec, self.random = config, spec, random
+        seeds = len(random)
+        self.value = MLP((spec.obs_dim, *config.hidden, 1), seeds)
+        self.value.initialise(random, "orthogonal").to(device)
+        self.critic = Critic(spec, config.hidden, seeds, members=2)
+        self.critic.net.initialise(random, "orthogonal").to(device)
+        self.target_critic = self.critic.target()
+        self.actor = MLP((spec.obs_dim, *config.hidden, spec.action_dim), seeds)
+        self.actor.initialise(random, "orthogonal").to(device)
+        self.log_std = Leaf(torch.zeros(seeds, 1, spec.action_dim, device=device))
+
+        rate = config.learning_rate
+        policy_tensors = [self.actor.flat, self.log_std.tensor]
+        self.value_optimiser = Adam([self.value.flat], rate)
+        self.critic_optimiser = Adam([self.critic.net.flat], rate)
+        self.actor_optimiser = Adam(policy_tensors, rate, cosine_updates=updates)
+        self.parts = {
+            "value": self.value,
+            "critic": self.critic.net,
+            "target_critic": self.target_critic.net,
+            "actor": self.actor,
+            "log_std": self.log_std,
+            "value_optimiser": self.value_optimiser,
+            "critic_optimiser": self.critic_optimiser,
+            "actor_optimiser": self.actor_optimiser,
+        }
+
+    def update(self, batch: Batch) -> Metrics:
+        """One step of value, policy and critic, and of the target critic."""
+        c = self.config
+        with torch.no_grad():
+            next_value = self.value(batch.next_obs).squeeze(-1)
+            target_q = self.target_critic(batch.obs, batch.action).amin(1)
+        value = self.value(batch.obs).squeeze(-1)
+        advantage = target_q - value
+        value_loss = expectile_loss(advantage, c.expectile)
+        self.value_optimiser.minimise(value_loss.sum())
+
+        policy_loss = self._step_policy(batch, advantage.detach())
+        target = bellman_target(batch.reward, batch.terminal, next_value, c.discount)
+        q = self.critic(batch.obs, batch.action)
+        loss = critic_loss(q, target)
+        self.critic_optimiser.minimise(loss.sum())
+        move_toward(self.target_critic.net, self.critic.net, c.target_rate)
+        return {
+            "value_loss": value_loss.detach(),
+            "policy_loss": policy_loss,
+            "critic_loss": loss.detach(),
+            "value": value.detach().mean(-1),
+            "advantage": advantage.detach().mean(-1),
+        }
+
+    def _step_policy(self, batch: Batch, advantage: Tensor) -> Tensor:
+        c = self.config
+        weight = advantage_weight(advantage, c.inverse_temperature, c.maximum_weight)
+        mean = torch.tanh(self.actor(batch.obs, dropout=self._dropout_masks(batch.obs.shape[1])))
+        log_std = self.log_std.tensor.clamp(c.log_std_min, c.log_std_max)
+        loss = -(weight * gaussian_log_prob(batch.action, mean, log_std)).mean(-1)
+        self.actor_optimiser.minimise(loss.sum())
+        return loss.detach()
+
+    def _dropout_masks(self, n: int) -> list[Tensor]:
+        keep = 1 - self.config.dropout
+        if keep == 1:
+            return []
+        return [(self.random.uniform(n, h) < keep) / keep for h in self.config.hidden]
+
+    def policy(self, seed: int) -> nn.Module:
+        """The mean policy of one seed."""
+        return TanhMean(self.actor.module(seed), self.spec.action_dim)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Networks, target and optimisers."""
+        return gather(self.parts)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        scatter(self.parts, state)

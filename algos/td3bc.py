@@ -1,0 +1,126 @@
+"""TD3+BC: TD3 whose policy also imitates the data (Fujimoto and Gu 2021)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from offdiff.algos.losses import bellman_target, critic_loss, td3bc_actor_loss
+from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
+from offdiff.algos.optim import Adam
+from offdiff.algos.state import gather, scatter
+from offdiff.core.protocols import LearnerConfig
+from offdiff.core.seeding import SeedStreams
+from offdiff.core.types import Batch, Metrics, Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3BCConfig(LearnerConfig):
+    """TD3+BC at the paper's sizes."""
+
+    scale_observations: bool = True
+    """Standardise observations with the data's mean and standard deviation."""
+    alpha: float = 2.5
+    """Weight of the value term against imitation, > 0."""
+    discount: float = 0.99
+    """Per step, in [0, 1)."""
+    target_rate: float = 0.005
+    """Polyak rate of all target networks, in (0, 1]."""
+    learning_rate: float = 3e-4
+    """Of policy and critic, constant."""
+    policy_noise: float = 0.2
+    """Standard deviation of the target policy's smoothing noise."""
+    noise_clip: float = 0.5
+    """Bound of that noise."""
+    policy_delay: int = 2
+    """Critic updates per update of policy and targets."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden widths of policy and critics."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha <= 0:
+            raise ValueError(f"alpha must be positive, got {self.alpha}")
+
+    def build(
+        self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device
+    ) -> "TD3BC":
+        """A learner at its first update."""
+        return TD3BC(self, spec, random, device)
+
+    def network(self, spec: Spec) -> nn.Module:
+        """An untrained policy of this shape."""
+        return TanhMean(mlp_module((spec.obs_dim, *self.hidden, spec.action_dim)), spec.action_dim)
+
+
+class TD3BC:
+    """Twin critics, target smoothing, delayed policy, and a squared-error imitation term.
+
+    Differences from the paper: none known. The actor loss averages the imitation term over action
+    dimensions and normalises by the batch's mean |Q|, as the authors' code does.
+    """
+
+    def __init__(
+        self, config: TD3BCConfig, spec: Spec, random: SeedStreams, device: torch.device
+    ) -> None:
+        self.config, self.spec, self.random = config, spec, random
+        seeds = len(random)
+        sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
+        self.actor = MLP(sizes, seeds).initialise(random, "torch").to(device)
+        self.critic = Critic(spec, config.hidden, seeds, members=2)
+        self.critic.net.initialise(random, "torch").to(device)
+        self.target_actor = self.actor.clone()
+        self.target_critic = self.critic.target()
+        self.actor_optimiser = Adam([self.actor.flat], config.learning_rate)
+        self.critic_optimiser = Adam([self.critic.net.flat], config.learning_rate)
+        self.parts = {
+            "actor": self.actor,
+            "critic": self.critic.net,
+            "target_actor": self.target_actor,
+            "target_critic": self.target_critic.net,
+            "actor_optimiser": self.actor_optimiser,
+            "critic_optimiser": self.critic_optimiser,
+        }
+        self._last_policy_loss = torch.zeros(seeds, device=device)
+
+    def update(self, batch: Batch) -> Metrics:
+        """One step of the critic; of the policy and the targets every `policy_delay` steps."""
+        value, loss = self._step_critic(batch)
+        if self.critic_optimiser.steps % self.config.policy_delay == 0:
+            self._last_policy_loss = self._step_policy(batch)
+            move_toward(self.target_critic.net, self.critic.net, self.config.target_rate)
+            move_toward(self.target_actor, self.actor, self.config.target_rate)
+        return {"critic_loss": loss, "value": value, "policy_loss": self._last_policy_loss}
+
+    def _step_critic(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        c = self.config
+        with torch.no_grad():
+            noise = self.random.normal(*batch.action.shape[1:]).mul_(c.policy_noise)
+            smoothed = torch.tanh(self.target_actor(batch.next_obs))
+            smoothed = (smoothed + noise.clamp_(-c.noise_clip, c.noise_clip)).clamp_(-1, 1)
+            next_value = self.target_critic(batch.next_obs, smoothed).amin(1)
+            target = bellman_target(batch.reward, batch.terminal, next_value, c.discount)
+        q = self.critic(batch.obs, batch.action)
+        loss = critic_loss(q, target)
+        self.critic_optimiser.minimise(loss.sum())
+        return q.detach().mean((1, 2)), loss.detach()
+
+    def _step_policy(self, batch: Batch) -> Tensor:
+        action = torch.tanh(self.actor(batch.obs))
+        q = self.critic.first(batch.obs, action)
+        loss = td3bc_actor_loss(q, action, batch.action, self.config.alpha)
+        self.actor_optimiser.minimise(loss.sum())
+        return loss.detach()
+
+    def policy(self, seed: int) -> nn.Module:
+        """The policy of one seed."""
+        return TanhMean(self.actor.module(seed), self.spec.action_dim)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Networks, targets, optimisers, and the policy loss that is reported between its steps."""
+        return {**gather(self.parts), "last_policy_loss": self._last_policy_loss}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restores what `state_dict` gave."""
+        scatter(self.parts, state)
+        self._last_policy_loss = state["last_policy_loss"].to(self.actor.flat.device)

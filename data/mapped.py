@@ -1,0 +1,101 @@
+"""Training from disk: transitions in a memory-mapped file, gathered ahead of time by a thread.
+
+Dimension letters: N rows, W numbers per row, K batches looked ahead, S seeds, B batch.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from offdiff.core.errors import InputError
+from offdiff.core.files import replacing
+from offdiff.core.seeding import SeedStreams
+from offdiff.core.types import Batch, Spec
+from offdiff.data.buffer import pack, unpack
+
+LOOKAHEAD = 64
+"""Batches gathered in one go. Their rows are read in file order, which is what disks like."""
+CHUNK_ROWS = 65_536
+
+
+class MappedReplay:
+    """A `ReplayBuffer` to sample from, whose rows stay on disk.
+
+    With the same streams it gives the same batches as the buffer in memory: what is read ahead is
+    only a prediction of the indices that `sample` is going to draw, made with a clone of its
+    streams, so a run's state is the same for both.
+    """
+
+    def __init__(self, path: Path, spec: Spec, device: torch.device) -> None:
+        """path: written by `write_rows`. Raises InputError if it does not hold rows of this spec."""
+        try:
+            self.rows: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} is no memory-mapped buffer ({error}); remove it") from error
+        if self.rows.ndim != 2 or self.rows.shape[1] != spec.row_width:
+            raise InputError(
+                f"{path} holds rows of shape {self.rows.shape[1:]}, {spec.row_width} numbers are "
+                "needed; remove it"
+            )
+        self.spec, self.device = spec, device
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offdiff-prefetch")
+        self._ahead: SeedStreams | None = None
+        self._pending: Future[tuple[Tensor, Tensor]] | None = None
+        self._indices = torch.empty(0)
+        self._block = torch.empty(0)
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def sample(self, n: int, *, random: SeedStreams) -> Batch:
+        """n transitions per seed, uniform with replacement: fields (S, n, ...)."""
+        if self._ahead is None:
+            self._ahead = random.clone()
+            self._pending = self._prefetch(n)
+        wanted = random.integers(len(self), n)
+        if self._position == len(self._block):
+            assert self._pending is not None
+            self._indices, self._block = self._pending.result()
+            self._pending = self._prefetch(n)
+            self._position = 0
+        if not torch.equal(self._indices[self._position], wanted):
+            # Another batch size, or streams that were set back: predict again from here.
+            self._ahead = random.clone()
+            self._pending, self._block, self._position = self._prefetch(n), self._block[:0], 0
+            rows = self._gather(wanted)
+        else:
+            rows = self._block[self._position]
+            self._position += 1
+        return unpack(rows.to(self.device, non_blocking=True), self.spec)
+
+    def _prefetch(self, n: int) -> Future[tuple[Tensor, Tensor]]:
+        """Starts to gather the next K batches: indices (K, S, n) and rows (K, S, n, W)."""
+        assert self._ahead is not None
+        ahead = self._ahead
+        indices = torch.stack([ahead.integers(len(self), n) for _ in range(LOOKAHEAD)])
+        return self._thread.submit(lambda: (indices, self._gather(indices)))
+
+    def _gather(self, index: Tensor) -> Tensor:
+        """(...) indices -> (..., W) rows in memory."""
+        order = np.argsort(index.numpy().reshape(-1), kind="stable")
+        flat = index.numpy().reshape(-1)
+        rows = np.empty((flat.size, self.spec.row_width), np.float32)
+        rows[order] = self.rows[flat[order]]
+        return torch.from_numpy(rows).view(*index.shape, -1)
+
+
+def write_rows(path: Path, batch: Batch) -> None:
+    """Writes transitions (N, ...) as a `.npy` of rows, atomically and chunk by chunk."""
+    n = len(batch.reward)
+    width = pack(Batch(*(field[:1] for field in batch))).shape[1]
+    with replacing(path) as temporary:
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
+        for start in range(0, n, CHUNK_ROWS):
+            stop = start + CHUNK_ROWS
+            rows[start:stop] = pack(Batch(*(field[start:stop] for field in batch))).numpy()
+        rows.flush()

@@ -1,0 +1,136 @@
+"""Run records: one JSON per run and seed, from which every number of a table can be recomputed."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offdiff.core.errors import InputError
+from offdiff.core.files import write_text
+
+SCHEMA_VERSION = 1
+RECORD = "run.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What one seed of one run was, did, scored and cost. Values are plain JSON."""
+
+    run_id: str
+    status: str
+    """"finished"; other runs leave no record."""
+    code: dict[str, Any]
+    """Version, commit, command."""
+    config: dict[str, Any]
+    """Everything that was configured, its hash, and what differs from the learner's defaults."""
+    data: dict[str, Any]
+    """Where the data came from, how it was converted and transformed, what its behaviour scored."""
+    seeds: dict[str, Any]
+    """Training and evaluation seeds."""
+    algo: dict[str, Any]
+    """Learner, gradient steps, batch size, provenance of the hyperparameters."""
+    eval: dict[str, Any]
+    """The final evaluation with every episode's return; empty if there was no simulator."""
+    curve: list[dict[str, Any]]
+    """Evaluations during training."""
+    system: dict[str, Any]
+    """Hardware and versions."""
+    cost: dict[str, Any]
+    """Seconds and updates per second."""
+    parents: list[str] = field(default_factory=list)
+    """Digests of artefacts the run was made from."""
+    schema_version: int = SCHEMA_VERSION
+
+
+def write_record(folder: Path, record: RunRecord) -> None:
+    """Writes `run.json`, atomically: a folder that holds one is a finished run."""
+    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False)
+    write_text(folder / RECORD, text + "\n")
+
+
+def read_record(path: Path) -> RunRecord:
+    """Reads a record. Raises InputError if it is damaged or of another schema."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("schema_version") != SCHEMA_VERSION:
+            raise InputError(
+                f"{path} has schema version {values.get('schema_version')!r}, this offdiff reads "
+                f"{SCHEMA_VERSION}; read it with the version that wrote it"
+            )
+        return RunRecord(**values)
+    except (OSError, json.JSONDecodeError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no run record ({error}); run the experiment again") from error
+
+
+def config_hash(values: dict[str, Any]) -> str:
+    """Eight hexadecimal digits that name a configuration."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def plain(value: object) -> Any:
+    """A configuration value as JSON: dataclasses to dictionaries, paths to text, tuples to lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def code_version() -> dict[str, Any]:
+    """Version, commit and command line of this process."""
+    return {
+        "offdiff_version": version("offdiff"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
+        "command": " ".join(["offdiff", *sys.argv[1:]]),
+    }
+
+
+def system(device: torch.device, kernels: str) -> dict[str, Any]:
+    """Hardware and library versions. kernels: the matrix product in use."""
+    cuda = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if cuda else "cpu",
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "matmul": kernels,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else None,
+        "python": platform.python_version(),
+        "os": platform.platform(),
+        "mujoco": version("mujoco"),
+        "gymnasium": version("gymnasium"),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _git(*args: str) -> str | None:
+    """Output of git in the source checkout; None where offdiff is installed without one."""
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
