@@ -1,5 +1,6 @@
 """A dataset: episodes, where they came from, and how their returns become a score."""
 
+import math
 from dataclasses import dataclass
 
 from offdiff.data.episodes import Episodes
@@ -7,12 +8,18 @@ from offdiff.data.episodes import Episodes
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRange:
-    """Returns that map to 0 and to 100."""
+    """Returns that map to 0 and to 100. ValueError unless they are finite and in order."""
 
     minimum: float
     maximum: float
     source: str
-    """Whose constants: "d4rl_infos", "minari_metadata" or "custom"."""
+    """Whose constants: "d4rl_infos", "d4rl_registration", "minari_metadata" or "custom"."""
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.minimum) and math.isfinite(self.maximum)):
+            raise ValueError(f"reference returns must be finite, got {self}")
+        if self.minimum >= self.maximum:
+            raise ValueError(f"the return of score 0 must lie below that of score 100, got {self}")
 
     def score(self, episode_return: float) -> float:
         """100 * (return - minimum) / (maximum - minimum); not clipped."""
@@ -41,6 +48,18 @@ class DatasetInfo:
     """None if no reference returns are known: returns are then reported as they are."""
     behaviour: str = ""
     """Who acted, in words."""
+    action_low: tuple[float, ...] = ()
+    """Environment's action that -1 stands for, one number each; () means -1."""
+    action_high: tuple[float, ...] = ()
+    """Environment's action that 1 stands for, one number each; () means 1."""
+    obs_layout: str = ""
+    """Parts of a flattened dict observation in their order, "" if it was flat."""
+    notes: tuple[str, ...] = ()
+    """What the reader had to decide, in words."""
+
+    def action_box(self, action_dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lower and upper bounds of the environment's actions, (A,) each."""
+        return self.action_low or (-1.0,) * action_dim, self.action_high or (1.0,) * action_dim
 
 
 @dataclass(frozen=True, kw_only=True)

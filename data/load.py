@@ -1,0 +1,93 @@
+"""One way in: any name of a dataset -> episodes with their provenance."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from offdiff.core.errors import InputError, unknown_name
+from offdiff.core.files import sha256
+from offdiff.data.actions import in_unit_box
+from offdiff.data.catalogue import catalogue
+from offdiff.data.dataset import Dataset, DatasetInfo, ScoreRange
+from offdiff.data.hdf5 import Attribute, Recording, number, read_hdf5
+
+SAMPLE = "sample"
+"""The name of the dataset that comes with the package."""
+SAMPLE_NAME = "hopper-mixed-sample"
+SAMPLE_PATH = Path(__file__).with_name("hopper_sample.hdf5")
+
+
+def load_dataset(name: str, *, clip_actions: bool = False) -> Dataset:
+    """A dataset ready for learning: actions in [-1, 1], everything checked.
+
+    name: "sample"; a path of a D4RL-schema file (.hdf5, .h5); a D4RL name such as
+    "hopper-medium-v2", fetched into the cache if it is nowhere on this machine.
+    clip_actions: move actions outside the box to its border instead of refusing them.
+    Raises InputError for unknown names, unreadable data and actions outside their box.
+    """
+    recorded = read_dataset(name)
+    low, high = recorded.info.action_box(recorded.episodes.spec.action_dim)
+    episodes = in_unit_box(
+        recorded.episodes, low, high, source=recorded.info.source, clip_actions=clip_actions
+    )
+    return replace(recorded, episodes=episodes)
+
+
+def read_dataset(name: str) -> Dataset:
+    """As `load_dataset`, but as recorded: actions in the environment's units, unclipped."""
+    if name in (SAMPLE, SAMPLE_NAME):
+        return _from_file(SAMPLE_PATH, SAMPLE_NAME, "sample")
+    path = Path(name).expanduser()
+    if path.is_file() or path.suffix in (".hdf5", ".h5"):
+        return _from_file(path, path.stem, "hdf5")
+    raise unknown_name("dataset", name, [SAMPLE, *catalogue()], "or give a path of an HDF5 file")
+
+
+def _from_file(path: Path, name: str, suite: str) -> Dataset:
+    recording = read_hdf5(path)
+    attributes = recording.attributes
+    steps = number(str(path), attributes, "max_episode_steps")
+    info = DatasetInfo(
+        name=name,
+        suite=suite,
+        source=path.name if suite == "sample" else str(path),
+        sha256=sha256(path),
+        family=recording.task.family,
+        env_id=recording.task.env_id,
+        max_episode_steps=recording.task.horizon if steps is None else int(steps),
+        score_range=_stated_range(path, attributes) or recording.task.score_range,
+        behaviour=str(attributes.get("behaviour", "")),
+        action_low=_bounds(path, recording, "action_low"),
+        action_high=_bounds(path, recording, "action_high"),
+        notes=recording.notes,
+    )
+    return Dataset(info=info, episodes=recording.episodes)
+
+
+def _stated_range(path: Path, attributes: Mapping[str, Attribute]) -> ScoreRange | None:
+    """Reference returns that the file itself brings."""
+    low = number(str(path), attributes, "ref_min_score")
+    high = number(str(path), attributes, "ref_max_score")
+    if low is None or high is None:
+        return None
+    if low >= high:
+        raise InputError(
+            f"{path}: attribute ref_min_score {low:g} is not below ref_max_score {high:g}; "
+            "mend or remove them"
+        )
+    return ScoreRange(minimum=low, maximum=high, source="custom")
+
+
+def _bounds(path: Path, recording: Recording, name: str) -> tuple[float, ...]:
+    """(A,) bounds from an attribute of one number or of A numbers; () if absent."""
+    value = recording.attributes.get(name)
+    if value is None:
+        return ()
+    try:
+        if isinstance(value, int | float):
+            return (float(value),) * recording.episodes.spec.action_dim
+        return tuple(float(bound) for bound in value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: attribute {name} is {value!r}, expected one number per action number"
+        ) from error
