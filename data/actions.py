@@ -26,22 +26,23 @@ def in_unit_box(
 ) -> Episodes:
     """The episodes with actions rescaled from [low, high] to [-1, 1].
 
-    low, high: one bound per action number. clip_actions: actions outside the box are moved to its
+    low, high: one bound for all numbers of an action, or one for each. clip_actions: actions outside the box are moved to its
     border instead of refused; human demonstrations go beyond it. Raises InputError otherwise.
     """
-    if len(low) != episodes.spec.action_dim or len(high) != episodes.spec.action_dim:
+    allowed = (1, episodes.spec.action_dim)
+    if len(low) not in allowed or len(high) not in allowed:
         raise InputError(
             f"{source}: the action box has {len(low)} and {len(high)} bounds, actions have "
             f"{episodes.spec.action_dim} numbers; mend action_low and action_high"
         )
-    if not all(np.isfinite([*low, *high])) or any(a >= b for a, b in zip(low, high, strict=True)):
+    bottom, top = np.broadcast_arrays(low, high, np.empty(episodes.spec.action_dim))[:2]
+    if not (np.isfinite(bottom).all() and np.isfinite(top).all() and (bottom < top).all()):
         raise InputError(
             f"{source}: the action box runs from {low} to {high}; every lower bound must be "
             "finite and below its upper bound"
         )
     action = episodes.action
     if set(low) != {-1.0} or set(high) != {1.0}:
-        bottom, top = np.array(low), np.array(high)
         action = (2 * (action - bottom) / (top - bottom) - 1).astype(np.float32)
     excess = overshoot(action)
     if excess == 0:
@@ -49,7 +50,7 @@ def in_unit_box(
     if excess > TOLERANCE and not clip_actions:
         row, number = np.unravel_index(np.abs(action).argmax(), action.shape)
         raise InputError(
-            f"{source}: actions leave their box [{low[number]:g}, {high[number]:g}]: row {row}, "
+            f"{source}: actions leave their box [{bottom[number]:g}, {top[number]:g}]: row {row}, "
             f"number {number} is {episodes.action[row, number]:g}; pass --clip-actions "
             "(clip_actions=True) to move such actions to the border"
         )

@@ -48,18 +48,14 @@ class DatasetInfo:
     """None if no reference returns are known: returns are then reported as they are."""
     behaviour: str = ""
     """Who acted, in words."""
-    action_low: tuple[float, ...] = ()
-    """Environment's action that -1 stands for, one number each; () means -1."""
-    action_high: tuple[float, ...] = ()
-    """Environment's action that 1 stands for, one number each; () means 1."""
+    action_low: tuple[float, ...] = (-1.0,)
+    """The environment's action that -1 stands for: one bound for all numbers, or one for each."""
+    action_high: tuple[float, ...] = (1.0,)
+    """The environment's action that 1 stands for, likewise."""
     obs_layout: str = ""
     """Parts of a flattened dict observation in their order, "" if it was flat."""
     notes: tuple[str, ...] = ()
     """What the reader had to decide, in words."""
-
-    def action_box(self, action_dim: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Lower and upper bounds of the environment's actions, (A,) each."""
-        return self.action_low or (-1.0,) * action_dim, self.action_high or (1.0,) * action_dim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from offdiff.core.files import sha256
 from offdiff.data.actions import in_unit_box
 from offdiff.data.catalogue import catalogue
 from offdiff.data.dataset import Dataset, DatasetInfo, ScoreRange
-from offdiff.data.hdf5 import Attribute, Recording, number, read_hdf5
+from offdiff.data.hdf5 import Attribute, number, read_hdf5
 
 SAMPLE = "sample"
 """The name of the dataset that comes with the package."""
@@ -26,9 +26,12 @@ def load_dataset(name: str, *, clip_actions: bool = False) -> Dataset:
     Raises InputError for unknown names, unreadable data and actions outside their box.
     """
     recorded = read_dataset(name)
-    low, high = recorded.info.action_box(recorded.episodes.spec.action_dim)
     episodes = in_unit_box(
-        recorded.episodes, low, high, source=recorded.info.source, clip_actions=clip_actions
+        recorded.episodes,
+        recorded.info.action_low,
+        recorded.info.action_high,
+        source=recorded.info.source,
+        clip_actions=clip_actions,
     )
     return replace(recorded, episodes=episodes)
 
@@ -57,8 +60,8 @@ def _from_file(path: Path, name: str, suite: str) -> Dataset:
         max_episode_steps=recording.task.horizon if steps is None else int(steps),
         score_range=_stated_range(path, attributes) or recording.task.score_range,
         behaviour=str(attributes.get("behaviour", "")),
-        action_low=_bounds(path, recording, "action_low"),
-        action_high=_bounds(path, recording, "action_high"),
+        action_low=_bounds(path, attributes, "action_low", -1.0),
+        action_high=_bounds(path, attributes, "action_high", 1.0),
         notes=recording.notes,
     )
     return Dataset(info=info, episodes=recording.episodes)
@@ -78,14 +81,14 @@ def _stated_range(path: Path, attributes: Mapping[str, Attribute]) -> ScoreRange
     return ScoreRange(minimum=low, maximum=high, source="custom")
 
 
-def _bounds(path: Path, recording: Recording, name: str) -> tuple[float, ...]:
-    """(A,) bounds from an attribute of one number or of A numbers; () if absent."""
-    value = recording.attributes.get(name)
-    if value is None:
-        return ()
+def _bounds(
+    path: Path, attributes: Mapping[str, Attribute], name: str, default: float
+) -> tuple[float, ...]:
+    """Bounds from an attribute that holds one number, or one for each number of an action."""
+    value = attributes.get(name, default)
     try:
         if isinstance(value, int | float):
-            return (float(value),) * recording.episodes.spec.action_dim
+            return (float(value),)
         return tuple(float(bound) for bound in value)
     except (TypeError, ValueError) as error:
         raise InputError(

@@ -1,9 +1,11 @@
-"""What is done to observations and rewards before a learner sees them, kept with the policy.
+"""What learners see instead of raw numbers: scaled observations, transformed rewards.
 
-Dimension letters: N rows, O observation.
+Dimension letters: N rows, O observation, B batch.
 """
 
+import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,14 +14,15 @@ from torch import Tensor
 from offdiff.core.errors import InputError, unknown_name
 from offdiff.data.episodes import Episodes, FloatArray
 
-STD_FLOOR = 1e-3
-"""Added to every standard deviation (Fujimoto and Gu 2021), so that constant inputs stay finite."""
-TRANSFORMS = ("none", "minus_one", "iql_return_range", "standardise", "scale_shift(A,B)")
+STD_OFFSET = 1e-3
+"""Added to standard deviations (TD3+BC's code): constant numbers stay near 0 when scaled."""
+
+REWARD_TRANSFORMS = ("none", "minus_one", "scale_shift(A,B)", "iql_return_range", "standardise")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ObservationStats:
-    """Mean and scale of observations: a learner sees (obs - mean) / std."""
+    """Scaling of observations: (obs - mean) / std."""
 
     mean: FloatArray
     """(O,)"""
@@ -28,61 +31,100 @@ class ObservationStats:
 
     @classmethod
     def of(cls, episodes: Episodes) -> "ObservationStats":
-        """Statistics of `obs` over all rows; population standard deviation plus 1e-3."""
-        mean = episodes.obs.mean(0, dtype=np.float64)
-        std = episodes.obs.std(0, dtype=np.float64) + STD_FLOOR
-        return cls(mean.astype(np.float32), std.astype(np.float32))
+        """Mean and population standard deviation (ddof 0) + 1e-3 of `obs`, summed in float64.
+
+        Of `obs` alone, never of successors: those of terminal rows may be arbitrary.
+        """
+        return cls(
+            mean=episodes.obs.mean(axis=0, dtype=np.float64).astype(np.float32),
+            std=(episodes.obs.std(axis=0, dtype=np.float64) + STD_OFFSET).astype(np.float32),
+        )
 
     @classmethod
     def identity(cls, obs_dim: int) -> "ObservationStats":
         """Leaves observations as they are."""
-        return cls(np.zeros(obs_dim, np.float32), np.ones(obs_dim, np.float32))
+        return cls(mean=np.zeros(obs_dim, np.float32), std=np.ones(obs_dim, np.float32))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RewardTransform:
-    """reward -> scale * reward + shift. Evaluation always reports untransformed returns."""
+    """reward -> scale * reward + shift. Evaluation returns are never transformed."""
 
     name: str
-    scale: float
-    shift: float
-    details: dict[str, float] = field(default_factory=dict)
-    """What scale and shift were computed from."""
+    """As asked for."""
+    scale: float = 1.0
+    shift: float = 0.0
+    details: Mapping[str, float] = field(default_factory=dict)
+    """What scale and shift were computed from, for the record."""
 
     def __call__(self, reward: Tensor) -> Tensor:
-        """(N,) -> (N,)."""
+        """(...,) environment rewards -> (...,) rewards to learn from."""
         return self.scale * reward + self.shift
 
 
 def reward_transform(text: str, episodes: Episodes) -> RewardTransform:
-    """The transform that `text` names, with parameters from the data.
+    """The transform of this name, its parameters taken from the episodes that are trained on.
 
-    none; minus_one: r - 1; scale_shift(A,B): A*r + B; iql_return_range: 1000 r / (Rmax - Rmin) over
-    episode returns (Kostrikov et al. 2021); standardise: zero mean, unit deviation over rows.
-    Raises InputError for an unknown name or data that the transform cannot use.
+    none; minus_one (IQL and CQL on antmaze); scale_shift(A,B) for A*r + B; iql_return_range for
+    1000 / (Rmax - Rmin) * r over the returns of whole episodes, cut at terminal or truncated rows
+    (IQL on locomotion); standardise for (r - mean) / std over all rows (EDAC on adroit).
+    Raises InputError for an unknown name, parameters that are no numbers, or data that leave
+    nothing to divide by.
     """
-    if text == "none":
-        return RewardTransform(text, 1.0, 0.0)
-    if text == "minus_one":
-        return RewardTransform(text, 1.0, -1.0)
-    if text == "iql_return_range":
-        low, high = float(episodes.returns.min()), float(episodes.returns.max())
-        if high <= low:
-            raise InputError(
-                f"reward transform {text!r} needs episodes of different returns, all are {low:g}; "
-                "choose another"
-            )
-        return RewardTransform(text, 1000 / (high - low), 0.0, {"Rmin": low, "Rmax": high})
-    if text == "standardise":
-        mean, std = (float(f(episodes.reward, dtype=np.float64)) for f in (np.mean, np.std))
-        if std == 0:
-            raise InputError(
-                f"reward transform {text!r} needs rewards that differ, all are {mean:g}; "
-                "choose another"
-            )
-        return RewardTransform(text, 1 / std, -mean / std, {"mean": mean, "std": std})
-    number = r"\s*([-+]?[\d.]+(?:[eE][-+]?\d+)?)\s*"
-    if match := re.fullmatch(rf"scale_shift\({number},{number}\)", text):
-        scale, shift = (float(part) for part in match.groups())
-        return RewardTransform(text, scale, shift)
-    raise unknown_name("reward transform", text, TRANSFORMS)
+    name = text.strip()
+    if name == "none":
+        return RewardTransform(name=name)
+    if name == "minus_one":
+        return RewardTransform(name=name, shift=-1.0)
+    if name == "iql_return_range":
+        return _iql_return_range(episodes)
+    if name == "standardise":
+        return _standardise(episodes)
+    if name.startswith("scale_shift"):
+        return _scale_shift(name)
+    raise unknown_name("reward transform", name, REWARD_TRANSFORMS)
+
+
+def _iql_return_range(episodes: Episodes) -> RewardTransform:
+    lowest, highest = float(episodes.returns.min()), float(episodes.returns.max())
+    if highest <= lowest:
+        raise InputError(
+            f"reward transform iql_return_range needs episodes of different return, all of these "
+            f"have {lowest:g}; use none, or minus_one for antmaze"
+        )
+    return RewardTransform(
+        name="iql_return_range",
+        scale=1000.0 / (highest - lowest),
+        details={"min_return": lowest, "max_return": highest},
+    )
+
+
+def _standardise(episodes: Episodes) -> RewardTransform:
+    reward = episodes.reward.astype(np.float64)
+    mean, std = float(reward.mean()), float(reward.std())
+    if std == 0:
+        raise InputError(
+            f"reward transform standardise needs rewards that differ, all of these are {mean:g}; "
+            "use none"
+        )
+    return RewardTransform(
+        name="standardise", scale=1 / std, shift=-mean / std, details={"mean": mean, "std": std}
+    )
+
+
+def _scale_shift(text: str) -> RewardTransform:
+    matched = re.fullmatch(r"scale_shift\(([^,]+),([^,]+)\)", text)
+    try:
+        if matched is None:
+            raise ValueError
+        scale, shift = float(matched[1]), float(matched[2])
+    except ValueError as error:
+        raise InputError(
+            f"reward transform {text!r} is not of the form scale_shift(A,B); e.g. scale_shift(10,-5)"
+        ) from error
+    if not (math.isfinite(scale) and math.isfinite(shift)) or scale <= 0:
+        raise InputError(
+            f"reward transform {text!r} needs a positive scale and finite numbers, or the learner "
+            "would be taught something else than the task"
+        )
+    return RewardTransform(name=text, scale=scale, shift=shift)
