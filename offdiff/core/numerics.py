@@ -1,9 +1,13 @@
-"""Chooses the fastest float32 matrix product that is still float32, and the thread count."""
+"""The machine's side of training: device, matrix products, memory."""
 
+import ctypes
+import platform
 import time
 
 import torch
 from torch import Tensor
+
+from offdiff.core.errors import InputError
 
 MAX_RELATIVE_ERROR = 2e-6
 """Of a 256x256x256 product against float64: both BLAS paths of torch stay below, bf16 is 1000x above."""
@@ -37,3 +41,35 @@ def _seconds(a: Tensor, b: Tensor) -> float:
         torch.mm(a, b)
         best = min(best, time.perf_counter() - start)
     return best
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep big freed blocks instead of handing them back to the system.
+
+    A training step frees and takes the same megabytes over and over; without this every step pays
+    the page faults again (a quarter of CQL's time). Does nothing on other C libraries.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    library = ctypes.CDLL("libc.so.6")
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    library.mallopt(mmap_threshold, 1 << 30)
+    library.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:N -> a device that exists. Raises InputError otherwise."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"unknown device {name!r}; choose auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device {name!r} is not supported; choose auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"device {name!r} asked for, but torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    return device

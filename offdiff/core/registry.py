@@ -36,3 +36,10 @@ def resolve(kind: str, name: str) -> type:
     if not inspect.isclass(found):
         raise InputError(f"{name!r} is no class; give the config class that builds a {kind[:-1]}")
     return found
+
+
+def name_of(kind: str, config: type) -> str:
+    """The registered name of a config class, or its `module:Class`: what `resolve` finds it by."""
+    path = f"{config.__module__}:{config.__qualname__}"
+    points = entry_points(group=f"offdiff.{kind}")
+    return next((point.name for point in points if point.value == path), path)

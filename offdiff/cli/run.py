@@ -1,0 +1,116 @@
+"""`offdiff run`: train learners on a dataset and evaluate them."""
+
+import argparse
+import sys
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from offdiff.core.errors import InputError
+from offdiff.core.registry import names, resolve
+
+if TYPE_CHECKING:
+    from offdiff.results import RunRecord
+    from offdiff.run import RunConfig
+
+INTRODUCTION = """Train a learner on a dataset and evaluate the policy it ends with.
+
+Examples:
+  offdiff run --algo iql                                  the bundled sample, a few minutes on a laptop
+  offdiff run --algo td3bc --dataset hopper-medium-v2 --preset paper --seeds 0 1 2 3
+  offdiff run --algo iql --dataset my.hdf5 --algo.expectile 0.8
+  offdiff run --algo my_package:MyConfig                  a learner of your own
+  offdiff run --algo iql --resume                         continue where a stopped run left off
+
+Chosen before the rest:
+  --algo NAME        learner: {algos}, or module:Class (default iql)
+  --preset NAME      laptop: minutes on two cores (default); paper: 1M updates, 100 final episodes
+  --published NAME   hyperparameters published for a D4RL dataset, e.g. hopper-medium-v2, or `auto`
+                     for those of --dataset; what is given on the command line still wins
+"""
+
+PRESETS: dict[str, dict[str, int]] = {
+    "laptop": {},
+    "paper": {
+        "updates": 1_000_000,
+        "log_every": 1_000,
+        "eval_every": 50_000,
+        "eval_episodes": 10,
+        "final_episodes": 100,
+    },
+}
+
+
+def main(command: str, args: list[str]) -> int:
+    """Parses, runs, prints; the exit code."""
+    import tyro
+
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--algo", default="iql")
+    first.add_argument("--preset", default="laptop")
+    first.add_argument("--published", default="")
+    first.add_argument("--dataset", default="sample")
+    chosen, rest = first.parse_known_args(args)
+    default = _default(chosen)
+    config = tyro.cli(
+        type(default),
+        args=rest,
+        default=default,
+        prog="offdiff run",
+        description=INTRODUCTION.format(algos=", ".join(names("learners"))),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+    from offdiff.run import run
+
+    _print(run(config, progress=sys.stderr.isatty()))
+    return 0
+
+
+def _default(chosen: argparse.Namespace) -> "RunConfig":
+    """The configuration before the command line's other options."""
+    from offdiff.checkpoint import config_from_json
+    from offdiff.run import RunConfig
+
+    if chosen.preset not in PRESETS:
+        raise InputError(f"unknown preset {chosen.preset!r}; known: {', '.join(PRESETS)}")
+    algo = config_from_json(resolve("learners", chosen.algo), {})
+    config = RunConfig(dataset=chosen.dataset, algo=algo, **PRESETS[chosen.preset])  # type: ignore[arg-type]
+    if chosen.published:
+        from offdiff.algos.published import published
+
+        name = chosen.dataset if chosen.published == "auto" else chosen.published
+        fields, source = published(chosen.algo, name)
+        config = replace(config, algo=replace(algo, **fields), provenance=source)
+    return config
+
+
+def _print(records: "list[RunRecord]") -> None:
+    """The result beside the behaviour's, and where it is kept."""
+    from rich.console import Console
+    from rich.table import Table
+
+    first = records[0]
+    behaviour = first.data["behaviour"]
+    title = f"{first.algo['name']} on {first.data['dataset_id']}, {first.algo['n_gradient_steps']} updates"
+    table = Table("policy", "episodes", "return", "D4RL score", title=title)
+    table.add_row(
+        "behaviour in the data",
+        str(first.data["n_episodes"]),
+        f"{behaviour['return_mean']:.1f} ± {behaviour['return_std']:.1f}",
+        f"{behaviour['score_mean']:.1f}" if "score_mean" in behaviour else "-",
+    )
+    for record in records:
+        result = record.eval
+        table.add_row(
+            f"seed {record.seeds['train']}",
+            str(result["n_episodes"]) if result else "no simulator",
+            f"{result['mean']:.1f} ± {result['std']:.1f}" if result else "-",
+            f"{result['score_mean']:.1f}" if "score_mean" in result else "-",
+        )
+    Console().print(table)
+    seconds = first.cost["train_seconds"]
+    print(f"{first.cost['updates_per_second']:.0f} updates/s, {seconds:.0f} s of training")
+    if first.eval:
+        scores = [r.eval.get("score_mean", r.eval["mean"]) for r in records]
+        base = behaviour.get("score_mean", behaviour["return_mean"])
+        what = "score" if "score_mean" in first.eval else "return"
+        print(f"{what} {sum(scores) / len(scores):.1f} (behaviour {base:.1f}), {first.run_id}")
