@@ -76,8 +76,7 @@ def evaluate(
         raise InputError(f"episodes and num_envs must be at least 1, got {episodes} and {num_envs}")
     if max_episode_steps is not None and max_episode_steps < 1:
         raise InputError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
-    if spec is None and isinstance(policy, DeployedPolicy):
-        spec = Spec(len(policy.obs_mean), len(policy.action_low))
+    spec = spec or known_spec(policy)
     # Some simulators refuse seeds of more than 31 bits.
     seeds = [derive_seed(seed, f"episode {k}") % 2**31 for k in range(episodes)]
     with ExitStack() as stack:
@@ -103,6 +102,13 @@ def evaluate(
             lengths=lengths.tolist(),
             success=success,
         )
+
+
+def known_spec(policy: Policy) -> Spec | None:
+    """The sizes a policy was made for, where it tells."""
+    if isinstance(policy, DeployedPolicy):
+        return Spec(len(policy.obs_mean), len(policy.action_low))
+    return None
 
 
 def simulator_version() -> str:
