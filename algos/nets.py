@@ -54,7 +54,7 @@ class MLP:
     def clone(self) -> "MLP":
         """A copy with the same parameters, that receives no gradient: a target network."""
         twin = MLP(self.sizes, self.members, layer_norm=self.layer_norm).to(self.flat.device)
-        twin.flat.requires_grad_(False).copy_(self.flat)
+        twin.flat.requires_grad_(False).copy_(self.flat.detach())
         return twin
 
     def initialise(self, random: SeedStreams, init: Init, head_range: float = 0.0) -> "MLP":
