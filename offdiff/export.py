@@ -26,7 +26,7 @@ Run = Callable[[Tensor], Tensor]
 """(B, O) -> (B, A), both in the environment's units."""
 
 TOLERANCE = 1e-5
-"""Largest difference that float32 rounding explains for actions in [-1, 1]; scaled to wider boxes."""
+"""Largest difference that float32 rounding explains for actions in [-1, 1]; grows with the box."""
 OBSERVATIONS = 300
 CHECKED_BATCHES = (1, 7, OBSERVATIONS)
 
