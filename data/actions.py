@@ -26,8 +26,9 @@ def in_unit_box(
 ) -> Episodes:
     """The episodes with actions rescaled from [low, high] to [-1, 1].
 
-    low, high: one bound for all numbers of an action, or one for each. clip_actions: actions outside the box are moved to its
-    border instead of refused; human demonstrations go beyond it. Raises InputError otherwise.
+    low, high: one bound for all numbers of an action, or one for each.
+    clip_actions: actions outside the box are moved to its border instead of refused; human
+    demonstrations go beyond it. Raises InputError otherwise.
     """
     allowed = (1, episodes.spec.action_dim)
     if len(low) not in allowed or len(high) not in allowed:

@@ -7,9 +7,14 @@ from pathlib import Path
 from offdiff.core.errors import InputError, unknown_name
 from offdiff.core.files import sha256
 from offdiff.data.actions import in_unit_box
-from offdiff.data.catalogue import catalogue
+from offdiff.data.catalogue import Entry, catalogue
 from offdiff.data.dataset import Dataset, DatasetInfo, ScoreRange
+from offdiff.data.download import require_unchanged
 from offdiff.data.hdf5 import Attribute, number, read_hdf5
+from offdiff.data.minari import read_minari
+from offdiff.data.minari_ids import is_id, local_ids
+from offdiff.data.observations import ObsMode
+from offdiff.data.places import locate
 
 SAMPLE = "sample"
 """The name of the dataset that comes with the package."""
@@ -17,15 +22,19 @@ SAMPLE_NAME = "hopper-mixed-sample"
 SAMPLE_PATH = Path(__file__).with_name("hopper_sample.hdf5")
 
 
-def load_dataset(name: str, *, clip_actions: bool = False) -> Dataset:
+def load_dataset(
+    name: str, *, clip_actions: bool = False, obs_mode: ObsMode = "concat_goal"
+) -> Dataset:
     """A dataset ready for learning: actions in [-1, 1], everything checked.
 
-    name: "sample"; a path of a D4RL-schema file (.hdf5, .h5); a D4RL name such as
-    "hopper-medium-v2", fetched into the cache if it is nowhere on this machine.
+    name: "sample"; the path of a D4RL-schema file (.hdf5, .h5); a D4RL name such as
+    "hopper-medium-v2", fetched into the cache if it is nowhere on this machine; a Minari id such
+    as "D4RL/door/human-v2", likewise; the folder of a Minari dataset.
     clip_actions: move actions outside the box to its border instead of refusing them.
+    obs_mode: how Minari's dict observations become one vector (`offdiff.data.observations`).
     Raises InputError for unknown names, unreadable data and actions outside their box.
     """
-    recorded = read_dataset(name)
+    recorded = read_dataset(name, obs_mode=obs_mode)
     episodes = in_unit_box(
         recorded.episodes,
         recorded.info.action_low,
@@ -36,14 +45,38 @@ def load_dataset(name: str, *, clip_actions: bool = False) -> Dataset:
     return replace(recorded, episodes=episodes)
 
 
-def read_dataset(name: str) -> Dataset:
+def read_dataset(name: str, *, obs_mode: ObsMode = "concat_goal") -> Dataset:
     """As `load_dataset`, but as recorded: actions in the environment's units, unclipped."""
     if name in (SAMPLE, SAMPLE_NAME):
         return _from_file(SAMPLE_PATH, SAMPLE_NAME, "sample")
+    if name in catalogue():
+        return _from_d4rl(catalogue()[name])
     path = Path(name).expanduser()
+    if path.is_dir():
+        return read_minari(str(path), obs_mode=obs_mode)
     if path.is_file() or path.suffix in (".hdf5", ".h5"):
         return _from_file(path, path.stem, "hdf5")
-    raise unknown_name("dataset", name, [SAMPLE, *catalogue()], "or give a path of an HDF5 file")
+    # Without a namespace a misspelt D4RL name looks like a Minari id, too.
+    if is_id(name) and ("/" in name or name in local_ids()):
+        return read_minari(name, obs_mode=obs_mode)
+    known = [SAMPLE, *catalogue(), *local_ids()]
+    raise unknown_name("dataset", name, known, "(or give the path of an HDF5 file)")
+
+
+def _from_d4rl(entry: Entry) -> Dataset:
+    path = locate(entry)
+    found = _from_file(path, entry.name, "d4rl")
+    require_unchanged(path, found.info.sha256)
+    task = entry.task
+    info = replace(
+        found.info,
+        # Names of the same file may differ in horizon: human data of adroit, "longhorizon".
+        family=task.family,
+        env_id=task.env_id,
+        max_episode_steps=task.horizon,
+        score_range=task.score_range,
+    )
+    return replace(found, info=info)
 
 
 def _from_file(path: Path, name: str, suite: str) -> Dataset:
@@ -62,6 +95,7 @@ def _from_file(path: Path, name: str, suite: str) -> Dataset:
         behaviour=str(attributes.get("behaviour", "")),
         action_low=_bounds(path, attributes, "action_low", -1.0),
         action_high=_bounds(path, attributes, "action_high", 1.0),
+        obs_layout=str(attributes.get("obs_layout", "")),
         notes=recording.notes,
     )
     return Dataset(info=info, episodes=recording.episodes)
@@ -78,7 +112,9 @@ def _stated_range(path: Path, attributes: Mapping[str, Attribute]) -> ScoreRange
             f"{path}: attribute ref_min_score {low:g} is not below ref_max_score {high:g}; "
             "mend or remove them"
         )
-    return ScoreRange(minimum=low, maximum=high, source="custom")
+    return ScoreRange(
+        minimum=low, maximum=high, source=str(attributes.get("score_source", "custom"))
+    )
 
 
 def _bounds(

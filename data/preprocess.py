@@ -120,7 +120,8 @@ def _scale_shift(text: str) -> RewardTransform:
         scale, shift = float(matched[1]), float(matched[2])
     except ValueError as error:
         raise InputError(
-            f"reward transform {text!r} is not of the form scale_shift(A,B); e.g. scale_shift(10,-5)"
+            f"reward transform {text!r} is no scale_shift(A,B) with two numbers; write for example "
+            "scale_shift(10,-5)"
         ) from error
     if not (math.isfinite(scale) and math.isfinite(shift)) or scale <= 0:
         raise InputError(
