@@ -91,9 +91,14 @@ class Simulator:
     """One environment; closes it when used as a context."""
 
     def __init__(
-        self, env: "gymnasium.Env[Any, Any]", adaptation: Adaptation, padding: int
+        self,
+        env: "gymnasium.Env[Any, Any]",
+        fidelity: str,
+        *,
+        padding: int = 0,
+        hide_goal: bool = False,
     ) -> None:
-        """padding: zeros appended to every observation."""
+        """padding: zeros appended to every observation. hide_goal: keep "observation" alone."""
         from gymnasium.spaces import Box, flatdim
 
         name = env.spec.id if env.spec else str(env)
@@ -105,11 +110,12 @@ class Simulator:
         if limit is None:
             raise InputError(f"{name} has no step limit; give max_episode_steps")
         self.env = env
-        self.fidelity = adaptation.fidelity
+        self.fidelity = fidelity
         self.max_episode_steps: int = limit
-        self.spec = Spec(
-            flatdim(env.observation_space) + padding, int(np.prod(env.action_space.shape))
-        )
+        width = _observation_width(env) if hide_goal else flatdim(env.observation_space)
+        assert width is not None, "only a goal environment can hide its goal"
+        self.spec = Spec(width + padding, int(np.prod(env.action_space.shape)))
+        self._hide_goal = hide_goal
         self._padding = np.zeros(padding, np.float32)
         self._low = env.action_space.low
         self._high = env.action_space.high
@@ -145,11 +151,13 @@ class Simulator:
         self.close()
 
     def _flat(self, obs: Any) -> FloatArray:
-        return np.concatenate((flatten(obs), self._padding))
+        return np.concatenate(
+            (flatten(obs["observation"] if self._hide_goal else obs), self._padding)
+        )
 
 
 def flatten(obs: Any) -> FloatArray:
-    """A dict observation as one vector: values in the order of their sorted keys, depth first."""
+    """A dict observation as one vector, in the order of `offdiff.data.observations`."""
     if isinstance(obs, Mapping):
         return np.concatenate([flatten(obs[key]) for key in sorted(obs)])
     return np.asarray(obs, dtype=np.float32).reshape(-1)
@@ -165,7 +173,8 @@ def make_simulator(
     """An environment under D4RL's rules as far as they can be restored (see ADAPTATIONS).
 
     max_episode_steps: horizon; None takes D4RL's, else the environment's own.
-    spec: sizes that a policy was trained for; an Ant policy of 111 numbers gets its zeros.
+    spec: sizes that a policy was trained for. An Ant policy of 111 numbers gets its zeros, one
+    that knows the "observation" of a goal environment alone does not see the goals.
     render: further arguments for an environment that will be filmed.
     Raises InputError for an unknown or unusable environment and for sizes that differ from `spec`.
     """
@@ -175,18 +184,29 @@ def make_simulator(
     if horizon is not None:
         options["max_episode_steps"] = horizon
     env = _make(env_id, options)
-    plain = Simulator(env, adaptation, padding=0)
+    plain = Simulator(env, adaptation.fidelity)
     if spec is None or spec == plain.spec:
         return plain
-    is_old_ant = env_id.startswith("Ant-v") and plain.spec.obs_dim == 27 and spec.obs_dim == 111
-    if is_old_ant and spec.action_dim == plain.spec.action_dim:
-        return Simulator(env, adaptation, padding=ANT_CONTACT_FORCES)
+    if env_id.startswith("Ant-v") and plain.spec.obs_dim + ANT_CONTACT_FORCES == spec.obs_dim:
+        return Simulator(env, adaptation.fidelity, padding=ANT_CONTACT_FORCES)
+    if _observation_width(env) == spec.obs_dim and plain.spec.action_dim == spec.action_dim:
+        return Simulator(env, f"{adaptation.fidelity}; goal hidden", hide_goal=True)
     plain.close()
     raise InputError(
         f"the policy takes {spec.obs_dim} observation numbers and gives {spec.action_dim} action "
         f"numbers, {env_id} has {plain.spec.obs_dim} and {plain.spec.action_dim}; "
         "evaluate it in the environment of its data"
     )
+
+
+def _observation_width(env: "gymnasium.Env[Any, Any]") -> int | None:
+    """Numbers of a goal environment's "observation" without its goals."""
+    from gymnasium.spaces import Dict, flatdim
+
+    space = env.observation_space
+    if isinstance(space, Dict) and "observation" in space.spaces:
+        return flatdim(space["observation"])
+    return None
 
 
 def _make(env_id: str, options: Mapping[str, Any]) -> "gymnasium.Env[Any, Any]":

@@ -54,7 +54,7 @@ def evaluate(
     seed: int,
     max_episode_steps: int | None = None,
     num_envs: int = 10,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     spec: Spec | None = None,
     action_mode: str = "deterministic",
     progress: bool = True,
@@ -68,7 +68,8 @@ def evaluate(
     replaced, so short ones are not favoured.
 
     max_episode_steps: horizon; None takes D4RL's, else the environment's own.
-    device: where the policy lives. spec: the policy's sizes, known for a DeployedPolicy.
+    device: where the policy lives. spec: the sizes it was made for. Both are known for a
+    DeployedPolicy; otherwise the CPU, and sizes that are only seen to differ when it acts.
     progress: show a bar on stderr.
     Raises InputError if the environment cannot be made or does not fit the policy.
     """
@@ -87,7 +88,7 @@ def evaluate(
             for _ in range(min(num_envs, episodes))
         ]
         returns, lengths, success = _play(
-            policy, simulators, seeds, torch.device(device), progress=progress
+            policy, simulators, seeds, device or known_device(policy), progress=progress
         )
         return Evaluation(
             env_id=env_id,
@@ -111,6 +112,11 @@ def known_spec(policy: Policy) -> Spec | None:
     return None
 
 
+def known_device(policy: Policy) -> torch.device:
+    """Where a policy lives, if it tells; else the CPU."""
+    return policy.obs_mean.device if isinstance(policy, DeployedPolicy) else torch.device("cpu")
+
+
 def simulator_version() -> str:
     """Versions that returns depend on, e.g. "gymnasium 1.4.0, mujoco 3.11.0"."""
     return f"gymnasium {version('gymnasium')}, mujoco {version('mujoco')}"
@@ -120,7 +126,7 @@ def _play(
     policy: Policy,
     simulators: list[Simulator],
     seeds: list[int],
-    device: torch.device,
+    device: torch.device | str,
     *,
     progress: bool,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], list[bool] | None]:
@@ -164,7 +170,7 @@ def _play(
 
 
 def _act(
-    policy: Policy, obs: NDArray[np.float32], simulator: Simulator, device: torch.device
+    policy: Policy, obs: NDArray[np.float32], simulator: Simulator, device: torch.device | str
 ) -> NDArray[np.float32]:
     """(B, O) -> (B, A), checked."""
     # A copy: the policy may keep what it was given, and `obs` is overwritten.

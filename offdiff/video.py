@@ -27,7 +27,7 @@ from offdiff.core.files import replacing, require_writable
 from offdiff.core.protocols import Policy
 from offdiff.core.types import Spec
 from offdiff.environments import Simulator, make_simulator
-from offdiff.evaluate import Evaluation, evaluate, known_spec
+from offdiff.evaluate import Evaluation, evaluate, known_device, known_spec
 
 RUNNERS = "(Ant|HalfCheetah|Hopper|Humanoid|Swimmer|Walker2d)-v[45]"
 """Environments whose model has a camera that follows the robot."""
@@ -43,7 +43,7 @@ def record_video(
     episodes: int = 1,
     seed: int,
     max_episode_steps: int | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     spec: Spec | None = None,
     progress: bool = True,
 ) -> Evaluation:
@@ -67,7 +67,7 @@ def record_video(
         seed=seed,
         max_episode_steps=max_episode_steps,
         num_envs=1,
-        device=device,
+        device=device or known_device(policy),
         spec=spec or known_spec(policy),
         progress=progress,
     )

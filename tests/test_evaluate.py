@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.types import Spec
+from offdiff.data.observations import concatenate, leaves
 from offdiff.environments import flatten, make_simulator
 from offdiff.evaluate import evaluate
 from offdiff.policy import DeployedPolicy
@@ -154,6 +155,9 @@ def test_d4rl_rules_are_restored() -> None:
         raw, _ = maze.env.reset(seed=4)
         parts = [raw["achieved_goal"], raw["desired_goal"], raw["observation"]]
         np.testing.assert_array_equal(maze.reset(4), np.concatenate(parts).astype(np.float32))
+    with make_simulator("PointMaze_UMaze-v3", spec=Spec(4, 2)) as blind:
+        np.testing.assert_array_equal(blind.reset(4), np.float32(raw["observation"]))
+        assert blind.fidelity.endswith("goal hidden")
 
 
 def test_an_ant_policy_of_the_d4rl_era_sees_its_84_zeros() -> None:
@@ -164,9 +168,12 @@ def test_an_ant_policy_of_the_d4rl_era_sees_its_84_zeros() -> None:
         assert ant.step(np.zeros(8)).obs.shape == (111,)
 
 
-def test_nested_observations_are_flattened_by_sorted_keys() -> None:
+def test_nested_observations_are_flattened_as_the_data_reader_does() -> None:
     obs = {"z": np.array([[1.0, 2.0]]), "a": {"y": np.array(3), "b": np.array([4])}}
     np.testing.assert_array_equal(flatten(obs), np.float32([4, 3, 1, 2]))
+    recorded = {"z": np.array([[[1.0, 2.0]]]), "a": {"y": np.array([3]), "b": np.array([[4]])}}
+    parts = leaves("test", recorded, "concat_goal")
+    np.testing.assert_array_equal(flatten(obs), concatenate("test", parts)[0])
 
 
 @pytest.mark.parametrize(
@@ -205,3 +212,14 @@ def test_bad_numbers_are_refused() -> None:
         evaluate(Constant(0, 0), "Countdown-v0", episodes=1, seed=0, max_episode_steps=0)
     with pytest.raises(InputError, match="diverged"):
         evaluate(Constant(0, float("nan")), "Countdown-v0", episodes=1, seed=0, progress=False)
+
+
+def test_a_mujoco_too_new_for_the_kitchen_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("gymnasium_robotics", reason="needs the extra robotics")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError  # what its get_joint_qpos does from mujoco 3.12 on
+
+    monkeypatch.setattr(gymnasium, "make", fail)
+    with pytest.raises(InputError, match=r"FrankaKitchen-v1 needs mujoco<3\.12, found \d"):
+        make_simulator("FrankaKitchen-v1")
