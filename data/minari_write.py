@@ -136,7 +136,7 @@ def _env_spec(env_id: str | None, max_episode_steps: int | None) -> Any:
 
 def _buffers(episodes: Episodes) -> Iterator[Any]:
     """Minari's episodes: T+1 observations, T of everything else."""
-    from minari import EpisodeBuffer
+    from minari.data_collector import EpisodeBuffer
 
     for first, last in zip(episodes.first, episodes.last, strict=True):
         rows = slice(first, last + 1)
