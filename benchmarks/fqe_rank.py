@@ -114,6 +114,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--discounts", type=float, nargs="+", default=[0.99])
     parser.add_argument("--updates", type=int, default=FQEConfig.updates)
+    parser.add_argument(
+        "--layer-norm", action=argparse.BooleanOptionalAction, default=FQEConfig.layer_norm
+    )
     parser.add_argument("--target-rate", type=float, default=FQEConfig.target_rate)
     parser.add_argument("--episodes", type=int, default=20, help="Monte-Carlo episodes per policy")
     parser.add_argument("--seed", type=int, default=0)
@@ -137,7 +140,12 @@ def main() -> None:
     simulated = time.perf_counter() - started
     comparisons = []
     for i, discount in enumerate(args.discounts):
-        config = FQEConfig(discount=discount, updates=args.updates, target_rate=args.target_rate)
+        config = FQEConfig(
+            discount=discount,
+            updates=args.updates,
+            target_rate=args.target_rate,
+            layer_norm=args.layer_norm,
+        )
         started = time.perf_counter()
         estimates = fitted_q_evaluation(policies, data, config, seed=args.seed)
         seconds = time.perf_counter() - started

@@ -37,12 +37,15 @@ class FQEConfig:
 
     discount: float = 0.99
     """Per step, in [0, 1). Beyond 0.99 the updates must grow as 1 / (1 - discount) does."""
-    updates: int = 50_000
+    updates: int = 25_000
     batch_size: int = 256
     hidden: tuple[int, ...] = (256, 256)
     learning_rate: float = 3e-4
-    target_rate: float = 0.01
-    """Share of the online network in the target network's Polyak average, per update."""
+    layer_norm: bool = True
+    """Normalise hidden units: bounds what Q says of actions that the data does not hold."""
+    target_rate: float = 0.02
+    """Share of the online network in the target network's Polyak average, per update. The value
+    has spread through the horizon when updates * target_rate * (1 - discount) is about 5."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.discount < 1:
@@ -150,7 +153,9 @@ class _Fit:
         self.highest = max(float(self.reward.max()), 0.0) * horizon
 
         spec = Spec(batch.obs.shape[1], action_dim)
-        self.critic = Critic(spec, config.hidden, len(policies), members=1)
+        self.critic = Critic(
+            spec, config.hidden, len(policies), members=1, layer_norm=config.layer_norm
+        )
         # One seed for every policy: they differ in nothing but their actions.
         start = SeedStreams([seed] * len(policies), "fqe init", torch.device("cpu"))
         self.critic.net.initialise(start, "torch")
