@@ -55,13 +55,13 @@ class Prepared:
     def deploy(self, network: nn.Module) -> DeployedPolicy:
         """Puts a learner's network between the scaling of observations and of actions."""
         parameter = next(network.parameters())
-        low, high = self.info.action_box(self.spec.action_dim)
+        action = torch.empty(self.spec.action_dim)
         return DeployedPolicy(
             network,
             obs_mean=torch.as_tensor(self.stats.mean),
             obs_std=torch.as_tensor(self.stats.std),
-            action_low=torch.tensor(low),
-            action_high=torch.tensor(high),
+            action_low=torch.tensor(self.info.action_low).expand_as(action).clone(),
+            action_high=torch.tensor(self.info.action_high).expand_as(action).clone(),
         ).to(parameter.device)
 
     def score(self, evaluation: Evaluation) -> dict[str, Any]:
