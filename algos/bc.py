@@ -24,9 +24,7 @@ class BCConfig(LearnerConfig):
     learning_rate: float = 3e-4
     """Of Adam, constant."""
 
-    def build(
-        self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device
-    ) -> "BC":
+    def build(self, spec: Spec, *, random: SeedStreams, updates: int, device: torch.device) -> "BC":
         """A learner at its first update."""
         return BC(self, spec, random, device)
 

@@ -153,9 +153,7 @@ class CQL:
         c, size = self.config, batch.action.shape[1]
         sets = 3 * c.samples
         # One evaluation for the data's action and all samples: (1 + 3N) B rows per state batch.
-        q = self.critic(
-            batch.obs.repeat(1, 1 + sets, 1), torch.cat((batch.action, actions), dim=1)
-        )
+        q = self.critic(batch.obs.repeat(1, 1 + sets, 1), torch.cat((batch.action, actions), dim=1))
         q_data, q_sampled = q[..., :size], q[..., size:].unflatten(-1, (sets, size)).mT
         density = densities.view(-1, 1, sets, size).mT if c.importance_sampling else None
         gap = cql_gap(q_sampled, density, q_data).mean(-1)  # (S, E)

@@ -53,9 +53,7 @@ def rebrac_actor_loss(q: Tensor, action: Tensor, data_action: Tensor, penalty: f
     return penalty * distance.mean(-1) - weight * q.mean(-1)
 
 
-def rebrac_next_value(
-    q: Tensor, action: Tensor, data_action: Tensor, penalty: float
-) -> Tensor:
+def rebrac_next_value(q: Tensor, action: Tensor, data_action: Tensor, penalty: float) -> Tensor:
     """min over E of q (..., E, B) minus penalty * |a~ - a'|^2 summed over A. Gives (..., B)."""
     return q.amin(-2) - penalty * (action - data_action).square().sum(-1)
 

@@ -185,7 +185,13 @@ class Critic:
     """E action-value networks for each of S seeds."""
 
     def __init__(
-        self, spec: Spec, hidden: Sequence[int], seeds: int, *, members: int, layer_norm: bool = False
+        self,
+        spec: Spec,
+        hidden: Sequence[int],
+        seeds: int,
+        *,
+        members: int,
+        layer_norm: bool = False,
     ) -> None:
         self.seeds, self.members = seeds, members
         sizes = (spec.obs_dim + spec.action_dim, *hidden, 1)

@@ -88,5 +88,7 @@ def config_from_json(kind: type, values: Mapping[str, Any]) -> LearnerConfig:
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
-        raise InputError(f"{kind.__name__} has no field {unknown[0]!r}; it was written by another version")
+        raise InputError(
+            f"{kind.__name__} has no field {unknown[0]!r}; it was written by another version"
+        )
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

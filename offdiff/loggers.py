@@ -62,7 +62,9 @@ class CSVLogger:
                 writer.writerow([values.get(column, "") for column in self._columns])
             self._file.flush()
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}; make room there") from error
+            raise InputError(
+                f"cannot write {self.path}: {error.strerror}; make room there"
+            ) from error
 
     def close(self) -> None:
         """Closes the file."""
@@ -71,9 +73,11 @@ class CSVLogger:
     def _lines_up_to(self, update: int) -> list[str]:
         # The last line may be cut short by a kill; it is later than the checkpoint and goes anyway.
         header, *lines = self.path.read_text().splitlines() or [""]
+
         def early(line: str) -> bool:
             first = line.partition(",")[0]
             return first.isdigit() and int(first) <= update
+
         return [header, *filter(early, lines)] if header.startswith("update,") else []
 
 

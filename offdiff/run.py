@@ -154,13 +154,9 @@ class _Context:
     system: dict[str, Any]
 
 
-def _start(
-    config: RunConfig, prepared: Prepared, replay: Replay, device: torch.device
-) -> Training:
+def _start(config: RunConfig, prepared: Prepared, replay: Replay, device: torch.device) -> Training:
     noise = SeedStreams(config.seeds, "learner", device)
-    learner = config.algo.build(
-        prepared.spec, random=noise, updates=config.updates, device=device
-    )
+    learner = config.algo.build(prepared.spec, random=noise, updates=config.updates, device=device)
     # Indices of a memory-mapped store are used by the host.
     sampling = torch.device("cpu") if config.memory_mapped else device
     batches = SeedStreams(config.seeds, "batches", sampling)
@@ -292,5 +288,3 @@ def _changed(algo: LearnerConfig) -> dict[str, Any]:
         for f in dataclasses.fields(algo)
         if getattr(algo, f.name) != getattr(default, f.name)
     }
-
-

@@ -109,7 +109,8 @@ def convert(
     """Convert between D4RL's HDF5 and Minari, exactly and in both directions.
 
     For example: offdiff data convert hopper.hdf5 offdiff/hopper/mixed-v0
-    and back:    offdiff data convert offdiff/hopper/mixed-v0 copy.hdf5
+
+    And back: offdiff data convert offdiff/hopper/mixed-v0 copy.hdf5
 
     Args:
         source: any name that `offdiff data info` understands

@@ -77,7 +77,9 @@ def _print(outcomes: list[dict[str, Any]], *, fqe: bool) -> None:
         for o in outcomes:
             interval = f"[{o['low']:.2f}, {o['high']:.2f}]"
             far = f"{o['far_actions']:.0%}"
-            table.add_row(_short(o["policy"]), f"{o['value']:.2f}", interval, f"{o['td_error']:.2f}", far)
+            table.add_row(
+                _short(o["policy"]), f"{o['value']:.2f}", interval, f"{o['td_error']:.2f}", far
+            )
     else:
         table = Table("policy", "environment", "episodes", "return", "lowest", "highest")
         for o in outcomes:

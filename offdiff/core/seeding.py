@@ -10,7 +10,9 @@ from torch import Tensor
 
 def derive_seed(seed: int, purpose: str) -> int:
     """A 63-bit seed for one purpose ("init", "batches", ...) of one run."""
-    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(2, np.uint32)
+    words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(
+        2, np.uint32
+    )
     return (int(words[0]) << 31) ^ int(words[1])
 
 
