@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from offdiff.algos.nets import MLP, TanhMean, mlp_module
 from offdiff.algos.optim import Adam
-from offdiff.algos.state import gather, scatter
+from offdiff.algos.state import Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -47,7 +47,7 @@ class BC:
         sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
         self.actor = MLP(sizes, len(random)).initialise(random, "torch").to(device)
         self.optimiser = Adam([self.actor.flat], config.learning_rate)
-        self.parts = {"actor": self.actor, "optimiser": self.optimiser}
+        self.parts: dict[str, Part] = {"actor": self.actor, "optimiser": self.optimiser}
 
     def update(self, batch: Batch) -> Metrics:
         """One step of the policy."""

@@ -14,7 +14,7 @@ from offdiff.algos.losses import (
 )
 from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
 from offdiff.algos.optim import Adam
-from offdiff.algos.state import Leaf, gather, scatter
+from offdiff.algos.state import Leaf, Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -89,7 +89,7 @@ class CQL:
         self.actor_optimiser = Adam([self.actor.flat], config.actor_learning_rate)
         self.alpha_optimiser = Adam([self.log_alpha.tensor], config.actor_learning_rate)
         self.critic_optimiser = Adam([self.critic.net.flat], config.critic_learning_rate)
-        self.parts = {
+        self.parts: dict[str, Part] = {
             "actor": self.actor,
             "critic": self.critic.net,
             "target_critic": self.target_critic.net,
@@ -126,7 +126,7 @@ class CQL:
 
     @torch.no_grad()
     def _sample_and_target(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Actions (S, 3NB, A) with their log densities (S, 3NB), sample-major, and the target (S, B)."""
+        """Actions (S, 3NB, A), sample-major, their log densities (S, 3NB), and the target (S, B)."""
         c, (seeds, size, dims) = self.config, batch.action.shape
         outputs = self.actor(torch.cat((batch.obs, batch.next_obs), dim=1))
         here, there = outputs.split(size, dim=1)
@@ -161,7 +161,7 @@ class CQL:
         return loss, gap.detach().mean(-1), q_data.detach().mean((1, 2))
 
     def _act(self, outputs: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """(S, B, 2A) network outputs -> `draws` actions per row (S, draws * B, A), log densities."""
+        """(S, B, 2A) outputs -> `draws` actions per row (S, draws * B, A) and log densities."""
         mean, log_std = outputs.repeat(1, draws, 1).chunk(2, dim=-1)
         log_std = log_std.clamp(self.config.log_std_min, self.config.log_std_max)
         pre_tanh = mean + log_std.exp() * self.random.normal(*mean.shape[1:])

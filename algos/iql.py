@@ -1,4 +1,4 @@
-"""Implicit Q-learning: in-sample expectile values, advantage-weighted policy (Kostrikov et al. 2021)."""
+"""Implicit Q-learning: expectile values, advantage-weighted policy (Kostrikov et al. 2021)."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from offdiff.algos.losses import (
 )
 from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
 from offdiff.algos.optim import Adam
-from offdiff.algos.state import Leaf, gather, scatter
+from offdiff.algos.state import Leaf, Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -66,7 +66,7 @@ class IQLConfig(LearnerConfig):
 
 
 class IQL:
-    """V by expectile regression on Q, Q by temporal differences on V, policy by weighted likelihood.
+    """V by expectile regression on Q, Q by Bellman targets from V, policy by weighted likelihood.
 
     Differences from the paper: the three losses are taken at the parameters before the step, as in
     the CORL library; the authors step V first and use the new V in the other two.
@@ -91,7 +91,7 @@ class IQL:
         self.value_optimiser = Adam([self.value.flat], rate)
         self.critic_optimiser = Adam([self.critic.net.flat], rate)
         self.actor_optimiser = Adam(policy_tensors, rate, cosine_updates=updates)
-        self.parts = {
+        self.parts: dict[str, Part] = {
             "value": self.value,
             "critic": self.critic.net,
             "target_critic": self.target_critic.net,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def expectile_loss(advantage: Tensor, expectile: float) -> Tensor:
-    """Mean over B of |expectile - 1(u < 0)| * u^2. Kostrikov et al. 2021, equation 5. (..., B) -> (...)."""
+    """Mean of |expectile - 1(u < 0)| * u^2. Kostrikov et al. 2021, eq. 5. (..., B) -> (...)."""
     weight = (expectile - (advantage < 0).to(advantage.dtype)).abs()
     return (weight * advantage.square()).mean(-1)
 

@@ -6,6 +6,7 @@ H hidden units, P parameters of all M networks.
 
 import copy
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -42,7 +43,7 @@ class MLP:
         0 or 1 / keep probability.
         """
         flat = self.flat.detach() if frozen else self.flat
-        out: Tensor = _Forward.apply(x, flat, self, tuple(dropout))
+        out: Tensor = _Forward.apply(x, flat, self, tuple(dropout))  # type: ignore[no-untyped-call]
         return out
 
     def to(self, device: torch.device) -> "MLP":
@@ -61,7 +62,7 @@ class MLP:
         """Draws every member's parameters from its seed's stream (on the CPU).
 
         torch: U(+-1/sqrt(inputs)) weights and biases. orthogonal: gain sqrt 2, zero biases.
-        small_head: hidden weights U(+-1/sqrt(inputs)), hidden biases 0.1, last layer U(+-head_range).
+        small_head: as torch, but hidden biases 0.1 and the last layer U(+-head_range).
         """
         each = self.members // len(random)
         with torch.no_grad():
@@ -107,7 +108,7 @@ class MLP:
             self.flat.copy_(state["flat"])
 
     def split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Views of a flat tensor: weights (M, in, out), biases, LayerNorm gains and shifts (M, 1, out)."""
+        """Views of a flat tensor: weights (M, in, out); biases, LayerNorm gains, shifts (M, 1, out)."""
         parts, start = [], 0
         for shape in self._shapes():
             parts.append(flat[start : start + shape.numel()].view(shape))
@@ -120,14 +121,14 @@ class MLP:
         self.flat.requires_grad_(True)
 
     def _shapes(self) -> list[torch.Size]:
-        pairs = list(zip(self.sizes, self.sizes[1:], strict=False))
+        pairs = list(pairwise(self.sizes))
         weights = [torch.Size((self.members, i, o)) for i, o in pairs]
         biases = [torch.Size((self.members, 1, o)) for _, o in pairs]
         return weights + biases + (biases[:-1] * 2 if self.layer_norm else [])
 
 
 class _Forward(torch.autograd.Function):
-    """One autograd node for a whole network: fewer nodes, and gradients written where they belong."""
+    """One autograd node for a whole network, whose backward pass fills the flat gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, flat: Tensor, net: MLP, dropout: tuple[Tensor, ...]) -> Tensor:
@@ -238,7 +239,7 @@ def move_toward(target: MLP, online: MLP, rate: float) -> None:
 def mlp_module(sizes: Sequence[int], *, layer_norm: bool = False) -> nn.Sequential:
     """The same network as plain torch layers, for deployment."""
     layers: list[nn.Module] = []
-    for width_in, width in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for width_in, width in pairwise(sizes[:-1]):
         layers += [nn.Linear(width_in, width), nn.ReLU()]
         if layer_norm:
             layers.append(nn.LayerNorm(width, eps=LAYER_NORM_EPS))

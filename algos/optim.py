@@ -22,7 +22,7 @@ class Adam:
         cosine_updates: int = 0,
         eps: float = 1e-8,
     ) -> None:
-        """tensors: leaves to move. cosine_updates: decay to zero over so many steps; 0: constant."""
+        """tensors: leaves to move. cosine_updates: steps of a decay to zero; 0: constant rate."""
         self.tensors = list(tensors)
         self.learning_rate = learning_rate
         self.cosine_updates = cosine_updates

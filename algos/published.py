@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 from importlib.resources import files
+from typing import Any
 
 from offdiff.core.errors import InputError
 from offdiff.core.registry import resolve
@@ -10,7 +11,7 @@ from offdiff.core.registry import resolve
 Value = bool | int | float | str
 
 
-def published(algo: str, dataset: str) -> tuple[dict[str, Value], str]:
+def published(algo: str, dataset: str) -> tuple[dict[str, Any], str]:
     """Fields of the learner's config and where they come from.
 
     A row for the very dataset wins; else the one for its environment (`hopper`, `antmaze`, ...).

@@ -1,4 +1,4 @@
-"""ReBRAC: TD3+BC with imitation penalties on actor and critic and normalised critics (Tarasov et al. 2023)."""
+"""ReBRAC: TD3 with imitation penalties on both actor and critic (Tarasov et al. 2023)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +14,7 @@ from offdiff.algos.losses import (
 )
 from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
 from offdiff.algos.optim import Adam
-from offdiff.algos.state import gather, scatter
+from offdiff.algos.state import Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -88,7 +88,7 @@ class ReBRAC:
         self.target_critic = self.critic.target()
         self.actor_optimiser = Adam([self.actor.flat], config.actor_learning_rate)
         self.critic_optimiser = Adam([self.critic.net.flat], config.critic_learning_rate)
-        self.parts = {
+        self.parts: dict[str, Part] = {
             "actor": self.actor,
             "critic": self.critic.net,
             "target_actor": self.target_actor,

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from offdiff.algos.losses import bellman_target, critic_loss, td3bc_actor_loss
 from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
 from offdiff.algos.optim import Adam
-from offdiff.algos.state import gather, scatter
+from offdiff.algos.state import Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -73,7 +73,7 @@ class TD3BC:
         self.target_critic = self.critic.target()
         self.actor_optimiser = Adam([self.actor.flat], config.learning_rate)
         self.critic_optimiser = Adam([self.critic.net.flat], config.learning_rate)
-        self.parts = {
+        self.parts: dict[str, Part] = {
             "actor": self.actor,
             "critic": self.critic.net,
             "target_actor": self.target_actor,

@@ -1,4 +1,4 @@
-"""Train one d3rlpy learner on a D4RL-style file and evaluate it: the peer's half of the parity table.
+"""Train and evaluate one d3rlpy learner on a D4RL-style file: the peer's half of the parity table.
 
 Runs in a virtual environment of its own, because d3rlpy 2.8.1 pins gymnasium 1.0.0:
 

@@ -58,7 +58,7 @@ class ReplayBuffer:
         self._size = min(self._size + n, self.capacity)
 
     def sample(self, n: int, *, random: SeedStreams) -> Batch:
-        """n transitions per seed, uniform with replacement: fields (S, n, ...), views of one gather."""
+        """n transitions per seed, uniform with replacement: fields (S, n, ...), one gather."""
         index = random.integers(self._size, n)
         return unpack(self.rows.index_select(0, index.view(-1)).view(*index.shape, -1), self.spec)
 

@@ -31,7 +31,7 @@ class MappedReplay:
     """
 
     def __init__(self, path: Path, spec: Spec, device: torch.device) -> None:
-        """path: written by `write_rows`. Raises InputError if it does not hold rows of this spec."""
+        """path: written by `write_rows`. Raises InputError if it holds no rows of this spec."""
         try:
             self.rows: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:

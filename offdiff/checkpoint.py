@@ -55,7 +55,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_policy(path: Path, policy: DeployedPolicy, name: str, config: LearnerConfig) -> None:
-    """Writes a policy with the scaling it needs, and the name and config that rebuild its network."""
+    """Writes a policy with its scaling, and the name and config that rebuild its network."""
     spec = [len(policy.obs_mean), len(policy.action_low)]
     meta = {"kind": "policy", "algo": name, "config": plain(config), "spec": spec}
     save_tensors(path, policy.state_dict(), meta)
@@ -91,4 +91,7 @@ def config_from_json(kind: type, values: Mapping[str, Any]) -> LearnerConfig:
         raise InputError(
             f"{kind.__name__} has no field {unknown[0]!r}; it was written by another version"
         )
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    arguments: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
+    }
+    return kind(**arguments)

@@ -75,9 +75,10 @@ class RunFolder:
         """Says how an unfinished run beside this one differs, if there is one."""
         for path in sorted(self.path.parent.glob(f"*/{IDENTITY}")):
             if (path.parent / CHECKPOINT).exists():
-                other = json.loads(path.read_text())
-                changes = [f"{k} {v!r} -> {_flat(identity).get(k)!r}" for k, v in _flat(other).items()
-                           if _flat(identity).get(k) != v]  # fmt: skip
+                old, new = _flat(json.loads(path.read_text())), _flat(identity)
+                changes = [
+                    f"{k} {v!r} -> {new.get(k)!r}" for k, v in old.items() if new.get(k) != v
+                ]
                 what = ", ".join(changes) if changes else "other seeds"
                 return f"; {path.parent.name} beside it differs ({what}): repeat its options"
         return "; start it without --resume"

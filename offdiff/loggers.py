@@ -37,7 +37,7 @@ class Logger(Protocol):
 
 
 class CSVLogger:
-    """`metrics.csv`: one line per log and seed. Holds no clock times, so resumed runs agree bitwise."""
+    """`metrics.csv`: one line per log and seed, without clock times: resumed runs agree bitwise."""
 
     def __init__(self, path: Path, seeds: Sequence[int], resume_from: int = 0) -> None:
         """resume_from: keep what was logged up to this update; later lines are dropped."""
@@ -90,17 +90,17 @@ class TensorBoardLogger:
         except ImportError as error:
             raise MissingExtraError("--tensorboard", "tensorboard") from error
         self.seeds = seeds
-        self._writer = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(self, update: int, rows: Rows) -> None:
         """Writes scalars named `metric/seed`."""
         for seed, row in zip(self.seeds, rows, strict=True):
             for name, value in row.items():
-                self._writer.add_scalar(f"{name}/{seed}", value, update)  # type: ignore[no-untyped-call]
+                self._writer.add_scalar(f"{name}/{seed}", value, update)
 
     def close(self) -> None:
         """Flushes and closes."""
-        self._writer.close()  # type: ignore[no-untyped-call]
+        self._writer.close()
 
 
 class WandbLogger:

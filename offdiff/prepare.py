@@ -1,4 +1,4 @@
-"""Dataset -> what a learner trains on, and what turns its network into a policy of the environment."""
+"""Dataset -> what a learner trains on, and what makes its network a policy of the environment."""
 
 import dataclasses
 import hashlib
@@ -30,7 +30,7 @@ class Prepared:
     used: Episodes
     """Those that are trained on."""
     batch: Batch
-    """Their transitions on the CPU, observations scaled and rewards transformed; fields (N, ...)."""
+    """Their transitions on the CPU, observations and rewards transformed; fields (N, ...)."""
     stats: ObservationStats
     reward: RewardTransform
     conversion: Literal["strict", "d4rl_compat"]
@@ -112,7 +112,7 @@ class Prepared:
 def prepare(
     dataset: Dataset, algo: LearnerConfig, conversion: Literal["strict", "d4rl_compat"]
 ) -> Prepared:
-    """Selects, converts, scales. Raises InputError if no transition is left or a name is unknown."""
+    """Selects, converts, scales. Raises InputError if no transition is left."""
     used = dataset.episodes
     if algo.keep_best < 1:
         used = used.best(algo.keep_best, algo.keep_best_by)

@@ -77,7 +77,7 @@ def config_hash(values: dict[str, Any]) -> str:
 
 
 def plain(value: object) -> Any:
-    """A configuration value as JSON: dataclasses to dictionaries, paths to text, tuples to lists."""
+    """A value as JSON: dataclasses become dictionaries, paths text, tuples lists."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, list | tuple):

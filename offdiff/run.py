@@ -92,7 +92,7 @@ class RunConfig:
         return name_of("learners", type(self.algo))
 
     def identity(self, data_sha256: str) -> dict[str, Any]:
-        """What the result depends on: two runs of equal identity and seeds end in the same numbers."""
+        """What the result depends on: runs of equal identity and seeds end in the same numbers."""
         names = ("updates", "log_every", "eval_every", "eval_episodes", "final_episodes",
                  "eval_seed", "conversion", "clip_actions")  # fmt: skip
         values = {name: getattr(self, name) for name in names}

@@ -1,4 +1,4 @@
-"""`offdiff eval`: evaluate a finished run again, with more episodes, on video, or without simulator."""
+"""`offdiff eval`: a finished run again, with more episodes, on video, or without simulator."""
 
 import json
 import sys

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 INTRODUCTION = """Train a learner on a dataset and evaluate the policy it ends with.
 
 Examples:
-  offdiff run --algo iql                                  the bundled sample, a few minutes on a laptop
+  offdiff run --algo iql                                  the bundled sample: minutes on a laptop
   offdiff run --algo td3bc --dataset hopper-medium-v2 --preset paper --seeds 0 1 2 3
   offdiff run --algo iql --dataset my.hdf5 --algo.expectile 0.8
   offdiff run --algo my_package:MyConfig                  a learner of your own
@@ -90,7 +90,8 @@ def _print(records: "list[RunRecord]") -> None:
 
     first = records[0]
     behaviour = first.data["behaviour"]
-    title = f"{first.algo['name']} on {first.data['dataset_id']}, {first.algo['n_gradient_steps']} updates"
+    updates = first.algo["n_gradient_steps"]
+    title = f"{first.algo['name']} on {first.data['dataset_id']}, {updates} updates"
     table = Table("policy", "episodes", "return", "D4RL score", title=title)
     table.add_row(
         "behaviour in the data",

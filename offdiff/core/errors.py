@@ -19,7 +19,7 @@ class MissingExtraError(InputError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str], hint: str = "") -> InputError:
-    """An error that offers the nearest known names, e.g. "unknown learner 'iqll'; did you mean 'iql'?"."""
+    """An error that offers the nearest names: "unknown learner 'iqll'; did you mean 'iql'?"."""
     choices = sorted(known)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     if near:

@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        # A rename may reach the disk before the bytes do: after a power cut the file would be empty.
+        # A rename may reach the disk before the bytes do: a power cut would leave it empty.
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.chmod(0o644)
@@ -43,7 +43,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Raises InputError unless files can be made in `folder`; leaves no trace, not even the folder."""
+    """Raises InputError unless files can be made in `folder`, which is not made by this."""
     existing = folder
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent

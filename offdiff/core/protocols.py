@@ -95,7 +95,7 @@ class LearnerConfig(ABC):
     scale_observations: bool = False
     """Standardise observations with the data's mean and standard deviation."""
     reward: str = "none"
-    """Reward transform: none, minus_one, iql_return_range, standardise, or scale_shift(A,B) for A*r + B."""
+    """none, minus_one, iql_return_range, standardise, or scale_shift(A,B) for A * reward + B."""
     keep_best: float = 1.0
     """Train on the episodes of highest return only, up to this share of the data, in (0, 1]."""
     keep_best_by: Literal["episodes", "steps"] = "episodes"
@@ -118,4 +118,4 @@ class LearnerConfig(ABC):
 
     @abstractmethod
     def network(self, spec: Spec) -> torch.nn.Module:
-        """An untrained policy network of the kind that `Learner.policy` gives, to load weights into."""
+        """An untrained network of the kind that `Learner.policy` gives, to load weights into."""

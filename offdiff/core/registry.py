@@ -24,7 +24,7 @@ def resolve(kind: str, name: str) -> type:
             found = getattr(importlib.import_module(module_name), attribute)
         except ImportError as error:
             raise InputError(
-                f"cannot import {module_name!r} of {name!r} ({error}); install it or run where it is"
+                f"cannot import {module_name!r} of {name!r} ({error}); install it first"
             ) from error
         except AttributeError as error:
             raise InputError(f"module {module_name!r} has no {attribute!r}") from error

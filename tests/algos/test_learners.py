@@ -1,4 +1,4 @@
-"""Every learner: seeds trained together equal seeds trained alone, stop and resume is exact, and it learns."""
+"""Every learner: seeds together equal seeds alone, resuming is exact, and it learns."""
 
 import copy
 from collections.abc import Sequence
@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+
 from offdiff.algos.bc import BCConfig
 from offdiff.algos.cql import CQLConfig
 from offdiff.algos.iql import IQLConfig
@@ -15,7 +17,6 @@ from offdiff.core.protocols import Learner, LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Spec
 from offdiff.data.buffer import ReplayBuffer
-from torch import Tensor
 
 CPU = torch.device("cpu")
 SPEC = Spec(4, 2)
@@ -35,7 +36,7 @@ IDS = ["bc", "td3bc", "iql", "iql-dropout", "cql", "cql-rho", "cql-max-entropy",
 
 
 def bandit(n: int = 2000) -> Batch:
-    """One-step episodes; reward is highest at the best action, which the behaviour misses by BIAS."""
+    """One-step episodes; the reward peaks at the best action, which the behaviour misses by BIAS."""
     generator = torch.Generator().manual_seed(0)
     obs = torch.randn(n, 4, generator=generator)
     best = best_action(obs)

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from offdiff.algos.losses import (
     advantage_weight,
     bellman_target,
@@ -20,7 +22,6 @@ from offdiff.algos.losses import (
     td3bc_actor_loss,
 )
 from offdiff.algos.optim import cosine_rate
-from torch import Tensor
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "learner_golden.json").read_text())
 

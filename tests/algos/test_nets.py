@@ -4,11 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from offdiff.algos.nets import MLP, Critic, move_toward
 from offdiff.algos.optim import Adam
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Spec
-from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 

@@ -4,6 +4,7 @@ import csv
 from importlib.resources import files
 
 import pytest
+
 from offdiff.algos.published import published
 from offdiff.core.errors import InputError
 from offdiff.core.registry import resolve

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from offdiff.core.errors import InputError
 from offdiff.core.files import replacing, require_writable, write_text
 from offdiff.core.numerics import choose_device, use_fastest_exact_matmul
@@ -36,9 +37,14 @@ def test_integers_are_uniform() -> None:
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

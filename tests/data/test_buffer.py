@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from offdiff.core.errors import InputError
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Spec
