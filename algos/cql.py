@@ -126,7 +126,7 @@ class CQL:
 
     @torch.no_grad()
     def _sample_and_target(self, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Actions (S, 3NB, A), sample-major, their log densities (S, 3NB), and the target (S, B)."""
+        """Actions (S, 3NB, A), sample-major, log densities (S, 3NB) and the target (S, B)."""
         c, (seeds, size, dims) = self.config, batch.action.shape
         outputs = self.actor(torch.cat((batch.obs, batch.next_obs), dim=1))
         here, there = outputs.split(size, dim=1)

@@ -108,7 +108,7 @@ class MLP:
             self.flat.copy_(state["flat"])
 
     def split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Views of a flat tensor: weights (M, in, out); biases, LayerNorm gains, shifts (M, 1, out)."""
+        """Views of a flat tensor: weights (M, in, out); biases, norm gains, shifts (M, 1, out)."""
         parts, start = [], 0
         for shape in self._shapes():
             parts.append(flat[start : start + shape.numel()].view(shape))

@@ -36,7 +36,7 @@ IDS = ["bc", "td3bc", "iql", "iql-dropout", "cql", "cql-rho", "cql-max-entropy",
 
 
 def bandit(n: int = 2000) -> Batch:
-    """One-step episodes; the reward peaks at the best action, which the behaviour misses by BIAS."""
+    """One-step episodes; reward peaks at the best action, which the behaviour misses by BIAS."""
     generator = torch.Generator().manual_seed(0)
     obs = torch.randn(n, 4, generator=generator)
     best = best_action(obs)
