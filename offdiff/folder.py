@@ -35,8 +35,8 @@ class RunFolder:
         return self.path / f"seed-{seed}"
 
     def run_id(self, seed: int) -> str:
-        """A name for one seed's run, unique among configurations."""
-        return "/".join(self.path.parts[-3:-1]) + f"/{seed}-{self.hash}"
+        """Where one seed's folder is below OUT: unique, and found again."""
+        return "/".join(self.seed(seed).parts[-4:])
 
     def records(self) -> list[RunRecord]:
         """The records of a finished run, else nothing."""

@@ -26,6 +26,7 @@ class RunRecord:
     """What one seed of one run was, did, scored and cost. Values are plain JSON."""
 
     run_id: str
+    """The folder of this seed's files, relative to the one that all runs are written to."""
     status: str
     """"finished"; other runs leave no record."""
     code: dict[str, Any]

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from offdiff.core.errors import InputError
@@ -61,7 +62,7 @@ def main(command: str, args: list[str]) -> int:
     )
     from offdiff.run import run
 
-    _print(run(config, progress=sys.stderr.isatty()))
+    _print(run(config, progress=sys.stderr.isatty()), config.out)
     return 0
 
 
@@ -83,7 +84,7 @@ def _default(chosen: argparse.Namespace) -> "RunConfig":
     return config
 
 
-def _print(records: "list[RunRecord]") -> None:
+def _print(records: "list[RunRecord]", out: Path) -> None:
     """The result beside the behaviour's, and where it is kept."""
     from rich.console import Console
     from rich.table import Table
@@ -110,8 +111,9 @@ def _print(records: "list[RunRecord]") -> None:
     Console().print(table)
     seconds = first.cost["train_seconds"]
     print(f"{first.cost['updates_per_second']:.0f} updates/s, {seconds:.0f} s of training")
+    print(f"metrics, records and policies: {(out / first.run_id).parent}")
     if first.eval:
         scores = [r.eval.get("score_mean", r.eval["mean"]) for r in records]
         base = behaviour.get("score_mean", behaviour["return_mean"])
         what = "score" if "score_mean" in first.eval else "return"
-        print(f"{what} {sum(scores) / len(scores):.1f} (behaviour {base:.1f}), {first.run_id}")
+        print(f"{what} {sum(scores) / len(scores):.1f} (behaviour {base:.1f})")
