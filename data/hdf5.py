@@ -18,6 +18,7 @@ from offdiff.data import validate
 from offdiff.data.boundaries import FlatRows, episodes_from_rows
 from offdiff.data.catalogue import Task, recognise
 from offdiff.data.episodes import Episodes
+from offdiff.data.hdf5_heap import has_endless_heap
 from offdiff.data.validate import RecordedArray
 
 REQUIRED = ("observations", "actions", "rewards", "terminals")
@@ -158,6 +159,8 @@ def _stored(path: Path) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]
         raise InputError(f"{path}: no such file; check the path")
     budget = MAX_DEFLATE_RATIO * path.stat().st_size + UNWRITTEN_ALLOWANCE
     try:
+        if has_endless_heap(path):
+            raise OSError("zero-sized object in a global heap")
         with h5py.File(path, "r") as file:
             arrays = {
                 field: _array(path, field, file[field], budget)
