@@ -3,9 +3,10 @@
 import csv
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -104,31 +105,32 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """One W&B run for the seeds together; without a key or network it records offline."""
+    """One W&B run for the seeds together: online with a key and a network, else offline."""
 
-    def __init__(
-        self,
-        folder: Path,
-        seeds: Sequence[int],
-        mode: Literal["online", "offline"],
-        config: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, folder: Path, seeds: Sequence[int], config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ImportError as error:
             raise MissingExtraError("--wandb", "wandb") from error
         self.seeds = seeds
-        folder.mkdir(parents=True, exist_ok=True)
-        arguments: dict[str, Any] = {
-            "project": "offdiff", "name": folder.name, "dir": str(folder), "config": dict(config),
-        }  # fmt: skip
-        settings = wandb.Settings(init_timeout=20, silent=True)
+        start = partial(
+            wandb.init,
+            project="offdiff",
+            name=folder.name,
+            dir=str(folder),
+            config=dict(config),
+            settings=wandb.Settings(init_timeout=20, silent=True),
+        )
+        if wandb.api.api_key is None:
+            # Asking for a key would stop a run that nobody watches; `wandb sync` uploads it later.
+            print("offdiff: no W&B key (`wandb login`); recording offline", file=sys.stderr)
+            self._run = start(mode="offline")
+            return
         try:
-            self._run = wandb.init(**arguments, mode=mode, settings=settings)
+            self._run = start()
         except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-            # A run must not die of its logger: `wandb sync` can upload an offline record later.
             print(f"offdiff: W&B is not reachable ({error}); recording offline", file=sys.stderr)
-            self._run = wandb.init(**arguments, mode="offline", settings=settings)
+            self._run = start(mode="offline")
 
     def log(self, update: int, rows: Rows) -> None:
         """Logs `seed/metric` at step `update`."""

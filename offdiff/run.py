@@ -68,8 +68,8 @@ class RunConfig:
     """Least time between two checkpoints; a kill loses no more than this."""
     tensorboard: bool = False
     """Also write TensorBoard event files."""
-    wandb: Literal["off", "online", "offline"] = "off"
-    """Also log to Weights & Biases; offline needs no key."""
+    wandb: bool = False
+    """Also log to Weights & Biases; without a key or a network, offline into the run folder."""
     video: bool = False
     """Record an mp4 of each seed's final policy."""
     provenance: str = "defaults of the paper"
@@ -181,8 +181,8 @@ def _train(
     loggers: list[Logger] = [CSVLogger(folder.path / "metrics.csv", config.seeds, training.updates)]
     if config.tensorboard:
         loggers.append(TensorBoardLogger(folder.path, config.seeds))
-    if config.wandb != "off":
-        loggers.append(WandbLogger(folder.path, config.seeds, config.wandb, plain(config)))
+    if config.wandb:
+        loggers.append(WandbLogger(folder.path, config.seeds, plain(config)))
     try:
         with ProgressBar(config.updates, training.updates, progress) as bar:
             train(

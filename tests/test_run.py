@@ -1,4 +1,4 @@
-"""Whole runs: records, resuming after kill -9, repeated and joint seeds, data without a simulator."""
+"""Whole runs: records, resuming after kill -9, mapped and joint seeds, data without simulator."""
 
 import csv
 import json
@@ -218,6 +218,23 @@ def test_killed_runs_end_in_the_same_bits(tmp_path: Path, no_simulator: str) -> 
     for name in ("metrics.csv", "seed-0/policy.safetensors", "seed-1/policy.safetensors"):
         wanted = (folder_of(undisturbed) / name).read_bytes()
         assert (folder_of(disturbed) / name).read_bytes() == wanted, name
+
+
+def test_tensorboard_and_offline_wandb_record_beside_the_csv(
+    tmp_path: Path, no_simulator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="the wandb extra is not installed")
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    for variable in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no key in ~/.netrc either
+    run(
+        config(tmp_path / "out", dataset=no_simulator, tensorboard=True, wandb=True), progress=False
+    )
+    folder = folder_of(tmp_path / "out")
+    assert list((folder / "tensorboard").glob("events.*"))
+    assert list(folder.glob("wandb/offline-run-*/*.wandb"))
+    assert (folder / "metrics.csv").exists()
 
 
 def test_a_policy_file_with_a_pickle_is_refused(tmp_path: Path) -> None:
