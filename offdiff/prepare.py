@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,44 +13,22 @@ from offdiff.core.protocols import LearnerConfig, Replay
 from offdiff.core.types import Batch, Spec
 from offdiff.data.buffer import ReplayBuffer
 from offdiff.data.dataset import Dataset, DatasetInfo
-from offdiff.data.episodes import Episodes
+from offdiff.data.episodes import Conversion
 from offdiff.data.mapped import MappedReplay, write_rows
-from offdiff.data.preprocess import ObservationStats, RewardTransform, reward_transform
+from offdiff.data.preprocess import ObservationStats, reward_transform
 from offdiff.evaluate import Evaluation
 from offdiff.policy import DeployedPolicy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """A dataset as one learner sees it."""
+    """What is kept of a dataset while a learner trains on its transitions."""
 
     info: DatasetInfo
-    whole: Episodes
-    """All episodes of the dataset."""
-    used: Episodes
-    """Those that are trained on."""
-    batch: Batch
-    """Their transitions on the CPU, observations and rewards transformed; fields (N, ...)."""
+    spec: Spec
     stats: ObservationStats
-    reward: RewardTransform
-    conversion: Literal["strict", "d4rl_compat"]
-
-    @property
-    def spec(self) -> Spec:
-        """Sizes of observation and action."""
-        return self.used.spec
-
-    def replay(self, device: torch.device) -> ReplayBuffer:
-        """A buffer on the device that holds every transition."""
-        buffer = ReplayBuffer(len(self.batch.reward), self.spec, device)
-        buffer.extend(self.batch)
-        return buffer
-
-    def mapped_replay(self, path: Path, device: torch.device) -> MappedReplay:
-        """The same from a file on disk, written if it is not there."""
-        if not path.exists():
-            write_rows(path, self.batch)
-        return MappedReplay(path, self.spec, device)
+    record: dict[str, Any]
+    """Provenance of the data and the behaviour's returns, for the run record."""
 
     def deploy(self, network: nn.Module) -> DeployedPolicy:
         """Puts a learner's network between the scaling of observations and of actions."""
@@ -82,37 +60,14 @@ class Prepared:
             }
         return outcome
 
-    def record(self) -> dict[str, Any]:
-        """Provenance for a run record."""
-        returns = self.whole.returns
-        stats = np.concatenate((self.stats.mean, self.stats.std)).astype(np.float32)
-        behaviour: dict[str, Any] = {
-            "description": self.info.behaviour,
-            "return_mean": float(returns.mean()),
-            "return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-            "return_max": float(returns.max()),
-        }
-        if self.info.score_range is not None:
-            behaviour["score_mean"] = self.info.score_range.score(behaviour["return_mean"])
-        return {
-            "suite": self.info.suite,
-            "dataset_id": self.info.name,
-            "source": self.info.source,
-            "file_sha256": self.info.sha256,
-            "n_transitions": len(self.batch.reward),
-            "n_episodes": self.used.n_episodes,
-            "conversion_mode": self.conversion,
-            "reward_transform": dataclasses.asdict(self.reward),
-            "obs_stats_hash": hashlib.sha256(stats.tobytes()).hexdigest()[:16],
-            "subset_fraction": len(self.used) / len(self.whole),
-            "behaviour": behaviour,
-        }
-
 
 def prepare(
-    dataset: Dataset, algo: LearnerConfig, conversion: Literal["strict", "d4rl_compat"]
-) -> Prepared:
-    """Selects, converts, scales. Raises InputError if no transition is left."""
+    dataset: Dataset, algo: LearnerConfig, conversion: Conversion
+) -> tuple[Prepared, Batch]:
+    """Selects, converts, scales: gives the transitions too, on the CPU, fields (N, ...).
+
+    Raises InputError if no transition is left.
+    """
     used = dataset.episodes
     if algo.keep_best < 1:
         used = used.best(algo.keep_best, algo.keep_best_by)
@@ -131,19 +86,45 @@ def prepare(
     batch = raw._replace(
         obs=scale(raw.obs), next_obs=scale(raw.next_obs), reward=reward(raw.reward)
     )
-    return Prepared(
-        info=dataset.info,
-        whole=dataset.episodes,
-        used=used,
-        batch=batch,
-        stats=stats,
-        reward=reward,
-        conversion=conversion,
-    )
+    record = {
+        "suite": dataset.info.suite,
+        "dataset_id": dataset.info.name,
+        "source": dataset.info.source,
+        "file_sha256": dataset.info.sha256,
+        "n_transitions": len(batch.reward),
+        "n_episodes": used.n_episodes,
+        "conversion_mode": conversion,
+        "reward_transform": dataclasses.asdict(reward),
+        "obs_stats_hash": _digest(stats),
+        "subset_fraction": len(used) / len(dataset.episodes),
+        "behaviour": _behaviour(dataset),
+    }
+    return Prepared(info=dataset.info, spec=used.spec, stats=stats, record=record), batch
 
 
-def open_replay(prepared: Prepared, device: torch.device, mapped: Path | None) -> Replay:
-    """The transitions in memory, or in the file `mapped`."""
+def open_replay(batch: Batch, spec: Spec, device: torch.device, mapped: Path | None) -> Replay:
+    """The transitions on the device, or in the file `mapped`, written if it is not there."""
     if mapped is None:
-        return prepared.replay(device)
-    return prepared.mapped_replay(mapped, device)
+        buffer = ReplayBuffer(len(batch.reward), spec, device)
+        buffer.extend(batch)
+        return buffer
+    if not mapped.exists():
+        write_rows(mapped, batch)
+    return MappedReplay(mapped, spec, device)
+
+
+def _behaviour(dataset: Dataset) -> dict[str, Any]:
+    """Who acted in the data, and how well: what a learner is to beat."""
+    returns, score_range = dataset.episodes.returns, dataset.info.score_range
+    mean = float(returns.mean())
+    return {
+        "description": dataset.info.behaviour,
+        "return_mean": mean,
+        "return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+        "return_max": float(returns.max()),
+    } | ({"score_mean": score_range.score(mean)} if score_range else {})
+
+
+def _digest(stats: ObservationStats) -> str:
+    numbers = np.concatenate((stats.mean, stats.std)).astype(np.float32)
+    return hashlib.sha256(numbers.tobytes()).hexdigest()[:16]

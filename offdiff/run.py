@@ -119,9 +119,11 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     keep_freed_memory()
     kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
     require_simulator(config, dataset.info.env_id)
-    prepared = prepare(dataset, config.algo, config.conversion)
+    prepared, batch = prepare(dataset, config.algo, config.conversion)
     folder.open(identity, resume=config.resume, overwrite=config.overwrite)
-    replay = open_replay(prepared, device, folder.path / ROWS if config.memory_mapped else None)
+    rows = folder.path / ROWS if config.memory_mapped else None
+    replay = open_replay(batch, prepared.spec, device, rows)
+    del dataset, batch  # the replay holds what is needed
 
     training = _start(config, prepared, replay, device)
     if config.resume and (folder.path / CHECKPOINT).exists():
@@ -255,7 +257,7 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
             "config_hash": context.folder.hash,
             "diff_from_default": _changed(config.algo),
         },
-        data=prepared.record(),
+        data=prepared.record,
         seeds={
             "train": config.seeds[position],
             "trained_together": list(config.seeds),
