@@ -45,7 +45,7 @@ class BC:
     ) -> None:
         self.spec = spec
         sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
-        self.actor = MLP(sizes, len(random)).initialise(random, "torch").to(device)
+        self.actor = MLP(sizes, len(random)).to(device).initialise(random, "torch")
         self.optimiser = Adam([self.actor.flat], config.learning_rate)
         self.parts: dict[str, Part] = {"actor": self.actor, "optimiser": self.optimiser}
 

@@ -81,9 +81,9 @@ class CQL:
         self.config, self.spec, self.random = config, spec, random
         seeds = len(random)
         sizes = (spec.obs_dim, *config.hidden, 2 * spec.action_dim)
-        self.actor = MLP(sizes, seeds).initialise(random, "small_head", 3e-3).to(device)
+        self.actor = MLP(sizes, seeds).to(device).initialise(random, "small_head", 3e-3)
         self.critic = Critic(spec, config.hidden, seeds, members=2)
-        self.critic.net.initialise(random, "small_head", 3e-3).to(device)
+        self.critic.net.to(device).initialise(random, "small_head", 3e-3)
         self.target_critic = self.critic.target()
         self.log_alpha = Leaf(torch.zeros(seeds, device=device))
         self.actor_optimiser = Adam([self.actor.flat], config.actor_learning_rate)

@@ -78,12 +78,12 @@ class IQL:
         self.config, self.spec, self.random = config, spec, random
         seeds = len(random)
         self.value = MLP((spec.obs_dim, *config.hidden, 1), seeds)
-        self.value.initialise(random, "orthogonal").to(device)
+        self.value.to(device).initialise(random, "orthogonal")
         self.critic = Critic(spec, config.hidden, seeds, members=2)
-        self.critic.net.initialise(random, "orthogonal").to(device)
+        self.critic.net.to(device).initialise(random, "orthogonal")
         self.target_critic = self.critic.target()
         self.actor = MLP((spec.obs_dim, *config.hidden, spec.action_dim), seeds)
-        self.actor.initialise(random, "orthogonal").to(device)
+        self.actor.to(device).initialise(random, "orthogonal")
         self.log_std = Leaf(torch.zeros(seeds, 1, spec.action_dim, device=device))
 
         rate = config.learning_rate

@@ -59,7 +59,7 @@ class MLP:
         return twin
 
     def initialise(self, random: SeedStreams, init: Init, head_range: float = 0.0) -> "MLP":
-        """Draws every member's parameters from its seed's stream (on the CPU).
+        """Draws every member's parameters from its seed's stream, on the streams' device.
 
         torch: U(+-1/sqrt(inputs)) weights and biases. orthogonal: gain sqrt 2, zero biases.
         small_head: as torch, but hidden biases 0.1 and the last layer U(+-head_range).

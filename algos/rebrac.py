@@ -79,11 +79,11 @@ class ReBRAC:
         self.config, self.spec, self.random = config, spec, random
         seeds = len(random)
         sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
-        self.actor = MLP(sizes, seeds).initialise(random, "small_head", 1e-3).to(device)
+        self.actor = MLP(sizes, seeds).to(device).initialise(random, "small_head", 1e-3)
         self.critic = Critic(
             spec, config.hidden, seeds, members=2, layer_norm=config.critic_layer_norm
         )
-        self.critic.net.initialise(random, "small_head", 3e-3).to(device)
+        self.critic.net.to(device).initialise(random, "small_head", 3e-3)
         self.target_actor = self.actor.clone()
         self.target_critic = self.critic.target()
         self.actor_optimiser = Adam([self.actor.flat], config.actor_learning_rate)

@@ -66,9 +66,9 @@ class TD3BC:
         self.config, self.spec, self.random = config, spec, random
         seeds = len(random)
         sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
-        self.actor = MLP(sizes, seeds).initialise(random, "torch").to(device)
+        self.actor = MLP(sizes, seeds).to(device).initialise(random, "torch")
         self.critic = Critic(spec, config.hidden, seeds, members=2)
-        self.critic.net.initialise(random, "torch").to(device)
+        self.critic.net.to(device).initialise(random, "torch")
         self.target_actor = self.actor.clone()
         self.target_critic = self.critic.target()
         self.actor_optimiser = Adam([self.actor.flat], config.learning_rate)

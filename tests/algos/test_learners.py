@@ -195,3 +195,20 @@ def test_absurd_hyperparameters_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=field):
         replace(config, **{field: value})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("config", CONFIGS, ids=IDS)
+def test_on_cuda_a_seed_learns_the_same_alone_and_in_company(config: LearnerConfig) -> None:
+    device = torch.device("cuda")
+    actions = []
+    obs = torch.randn(50, 4, generator=torch.Generator().manual_seed(9))
+    for seeds in ([3, 1], [1]):
+        replay = ReplayBuffer(2000, SPEC, device)
+        replay.extend(bandit())
+        noise, batches = (SeedStreams(seeds, name, device) for name in ("learner", "batches"))
+        learner = config.build(SPEC, random=noise, updates=60, device=device)
+        advance(learner, replay, batches, config.batch_size, 20)
+        actions.append(learner.policy(len(seeds) - 1)(obs))
+    torch.testing.assert_close(actions[0], actions[1], rtol=0, atol=1e-2)
