@@ -23,11 +23,12 @@ CHECKPOINT = "checkpoint.safetensors"
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Writes tensors and JSON metadata atomically."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     plain_tensors = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
     with replacing(path) as temporary:
-        save_file(plain_tensors, temporary, {"offdiff": json.dumps(meta)})
+        # By Python's own write: of a full disk safetensors' raises no OSError.
+        temporary.write_bytes(save(plain_tensors, {"offdiff": json.dumps(meta)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -76,7 +77,9 @@ def load_policy(path: Path, device: torch.device | str = "cpu") -> DeployedPolic
         }
         policy = DeployedPolicy(network, **scaling)
         policy.load_state_dict(tensors)
-    except (KeyError, TypeError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{file} lacks what a policy needs ({error}); train again") from error
     return policy.to(device)
 

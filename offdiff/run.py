@@ -1,6 +1,7 @@
 """RunConfig -> trained, evaluated policies and their records."""
 
 import dataclasses
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,11 @@ class RunConfig:
         for name, low in least.items():
             if not low <= getattr(self, name) < 2**40:
                 raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if self.threads > (cores := os.cpu_count() or 1):
+            # Far beyond, torch ends the process without a word.
+            raise InputError(f"threads must be at most the {cores} cores here, got {self.threads}")
+        if not self.checkpoint_seconds >= 0:  # NaN is refused, too
+            raise InputError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError(f"seeds must be different numbers >= 0, got {list(self.seeds)}")
         if self.resume and self.overwrite:

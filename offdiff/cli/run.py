@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import InputError, unknown_name
 from offdiff.core.registry import names, resolve
 
 if TYPE_CHECKING:
@@ -45,12 +45,15 @@ def main(command: str, args: list[str]) -> int:
     """Parses, runs, prints; the exit code."""
     import tyro
 
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--algo", default="iql")
     first.add_argument("--preset", default="laptop")
     first.add_argument("--published", default="")
     first.add_argument("--dataset", default="sample")
-    chosen, rest = first.parse_known_args(args)
+    try:
+        chosen, rest = first.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise InputError(f"{error} (see offdiff run --help)") from error
     default = _default(chosen)
     config = tyro.cli(
         type(default),
@@ -72,7 +75,7 @@ def _default(chosen: argparse.Namespace) -> "RunConfig":
     from offdiff.run import RunConfig
 
     if chosen.preset not in PRESETS:
-        raise InputError(f"unknown preset {chosen.preset!r}; known: {', '.join(PRESETS)}")
+        raise unknown_name("preset", chosen.preset, PRESETS)
     algo = config_from_json(resolve("learners", chosen.algo), {})
     config = RunConfig(dataset=chosen.dataset, algo=algo, **PRESETS[chosen.preset])  # type: ignore[arg-type]
     if chosen.published:

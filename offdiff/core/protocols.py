@@ -3,6 +3,7 @@
 Dimension letters: S seeds trained together, B batch, O observation, A action.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol, runtime_checkable
@@ -102,6 +103,9 @@ class LearnerConfig(ABC):
     """What the share counts: the number of episodes or their time steps."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}")
         for name, (low, high) in RANGES.items():
             value = getattr(self, name, low)
             if not low <= value <= high:
