@@ -104,7 +104,7 @@ class Episodes:
         """
         order = np.argsort(-self.returns, kind="stable")
         if by == "episodes":
-            count = max(1, int(share * self.n_episodes))
+            count = max(1, int(share * self.n_episodes + 1e-9))
         else:
             count = 1 + int(np.searchsorted(np.cumsum(self.lengths[order]), share * len(self)))
         return self.select(np.sort(order[:count]))

@@ -160,14 +160,14 @@ def _stored(path: Path) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]
     budget = MAX_DEFLATE_RATIO * path.stat().st_size + UNWRITTEN_ALLOWANCE
     try:
         if has_endless_heap(path):
-            raise OSError("zero-sized object in a global heap")
+            raise OSError("impossible size in a global heap")
         with h5py.File(path, "r") as file:
             arrays = {
                 field: _array(path, field, file[field], budget)
                 for field in (*REQUIRED, *OPTIONAL)
                 if field in file
             }
-            return arrays, {name: _attribute(value) for name, value in file.attrs.items()}
+            return arrays, _attributes(file)
     except InputError:
         raise
     # What h5py raises for damaged files is not documented; these were seen on thousands of them.
@@ -193,6 +193,18 @@ def _array(path: Path, field: str, stored: Any, budget: int) -> RecordedArray:
         )
     array: RecordedArray = stored[...]
     return array
+
+
+def _attributes(file: Any) -> dict[str, Attribute]:
+    """Numbers and texts; other kinds are none of ours, and libhdf5 crashes on damaged ones."""
+    from h5py import h5a, h5t
+
+    plain = {h5t.INTEGER, h5t.FLOAT, h5t.STRING}
+    return {
+        name: _attribute(file.attrs[name])
+        for name in file.attrs
+        if h5a.open(file.id, name.encode()).get_type().get_class() in plain
+    }
 
 
 def _attribute(value: Any) -> Attribute:

@@ -107,7 +107,7 @@ def test_seam_without_a_flag_is_cut(tmp_path: Path) -> None:
 def test_successors_unlike_the_next_rows_are_refused(tmp_path: Path) -> None:
     data = fields()
     data["next_observations"] = data["next_observations"] + 1
-    with pytest.raises(InputError, match="next_observations disagree .* store rows in time order"):
+    with pytest.raises(InputError, match=r"next_observations disagree .* store rows in time order"):
         read_hdf5(store(tmp_path / "x.hdf5", data))
 
 
@@ -183,7 +183,10 @@ def with_value(index: Any, value: float) -> Callable[[Any], Any]:
 BAD = {
     "nan": (change("observations", with_value((4, 1), np.nan)), "observations holds nan in row 4"),
     "inf": (change("rewards", with_value(3, np.inf)), "rewards holds inf in row 3"),
-    "too large": (change("actions", lambda a: a.astype("f8") * 1e300), r"actions holds -1e\+300 in row 0"),
+    "too large": (
+        change("actions", lambda a: a.astype("f8") * 1e300),
+        r"actions holds -1e\+300 in row 0",
+    ),
     "text": (change("rewards", np.array([b"a"] * N)), "rewards holds .*expected numbers"),
     "complex": (change("observations", lambda a: a + 1j), "observations holds complex"),
     "rank": (change("observations", lambda a: a[:, 0]), r"observations has shape \(6,\)"),
@@ -290,3 +293,13 @@ def test_damage_that_libhdf5_never_returns_from_is_refused(tmp_path: Path) -> No
 def test_bad_horizon_attribute(tmp_path: Path, value: object) -> None:
     with pytest.raises(InputError, match="max_episode_steps"):
         read_hdf5(store(tmp_path / "x.hdf5", fields(), max_episode_steps=value))
+
+
+def test_a_text_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = store(tmp_path / "x.hdf5", fields(), env_id="Hopper-v4")
+    content = bytearray(path.read_bytes())
+    reference = content.index(b"\x09\x00\x00\x00" + content.index(b"GCOL").to_bytes(8, "little"))
+    content[reference + 3] = 0x8F
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="global heap"):
+        read_hdf5(path)

@@ -96,11 +96,14 @@ def mutated_bytes(draw: st.DrawFn) -> bytes:
 def check(content: bytes, folder: Any) -> None:
     path = folder / "mutated.hdf5"
     path.write_bytes(content)
+    refusal = ""
     try:
         episodes = read_hdf5(path).episodes
     except InputError as error:
-        assert str(path) in str(error)
-        assert "\n" not in str(error)
+        refusal = str(error)
+    if refusal:
+        assert str(path) in refusal
+        assert "\n" not in refusal
     else:
         # Never a part of the file: every column has the rows of every other, and all is finite.
         assert len(episodes) == len(episodes.obs) == episodes.lengths.sum()
