@@ -80,7 +80,8 @@ def load_policy(path: Path, device: torch.device | str = "cpu") -> DeployedPolic
     except InputError:
         raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{file} lacks what a policy needs ({error}); train again") from error
+        reason = " ".join(str(error).split())  # torch's has several lines
+        raise InputError(f"{file} lacks what a policy needs ({reason}); train again") from error
     return policy.to(device)
 
 

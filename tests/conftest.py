@@ -1,13 +1,19 @@
 """What all tests share: one thread, no deadlines, and GPU tests only where there is a GPU."""
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
 
 # Before torch is imported: workers of pytest-xdist that each start a thread per core get slower,
 # and sums over several threads are not the same on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pytest
 from hypothesis import settings
+
+TOY_POLICY = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.1]])
+"""(O, A): the behaviour of `toy_file` is obs @ TOY_POLICY."""
 
 # The time of an example says more about the machine's load than about the code.
 settings.register_profile("offdiff", deadline=None)
@@ -23,3 +29,41 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if not torch.cuda.is_available():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def toy_file(tmp_path: Path) -> Path:
+    """A small D4RL file without simulator: 30 episodes of 10 steps, O = 3, A = 2.
+
+    Actions are a linear function of observations, half of the episodes end in a terminal.
+    """
+    from offdiff.data.episodes import Episodes
+    from offdiff.data.hdf5 import write_hdf5
+
+    n = 300
+    random = np.random.default_rng(0)
+    obs = random.standard_normal((n, 3)).astype(np.float32)
+    last = np.arange(n) % 10 == 9
+    terminal = last & (np.arange(n) % 20 == 19)
+    episodes = Episodes(
+        obs=obs,
+        action=np.clip(obs @ TOY_POLICY.astype(np.float32), -1, 1),
+        reward=obs[:, 0],
+        next_obs=np.where(last[:, None], obs, np.roll(obs, -1, axis=0)),
+        terminal=terminal,
+        truncated=last & ~terminal,
+        successor_known=~last,
+    )
+    path = tmp_path / "toy.hdf5"
+    write_hdf5(path, episodes, {"behaviour": "a linear policy"})
+    return path
+
+
+@pytest.fixture
+def own_matmul() -> Iterator[None]:
+    """Undoes what a run changes in torch for its whole process."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
