@@ -110,7 +110,14 @@ class Episodes:
         return self.select(np.sort(order[:count]))
 
     def transitions(self, conversion: Conversion, *, need_next_action: bool = False) -> Batch:
-        """Every usable row as a transition on the CPU, fields (M, ...) with M <= N.
+        """Every usable row as a transition on the CPU, fields (M, ...); see `usable`."""
+        rows = self.usable(conversion, need_next_action=need_next_action)
+        return self.transitions_at(rows, conversion)
+
+    def usable(
+        self, conversion: Conversion, *, need_next_action: bool = False
+    ) -> NDArray[np.int64]:
+        """(M,) rows that make a transition, M <= N.
 
         strict: all rows but those whose successor is unknown; next_obs is the true one.
         d4rl_compat: D4RL's `qlearning_dataset`. The last row of the file and truncated rows are
@@ -118,23 +125,26 @@ class Episodes:
         episode and is only masked.
         need_next_action: also leave out truncated rows, after which no action was recorded.
         """
-        following = np.minimum(np.arange(len(self)) + 1, len(self) - 1)
-        next_obs = self.next_obs
         if conversion == "d4rl_compat":
             keep = ~self.truncated
             keep[-1] = False
-            next_obs = self.obs[following]
         else:
             keep = self.successor_known | self.terminal
             if need_next_action:
                 keep &= ~self.truncated
         if not keep.any():
             raise InputError("no transition is usable: every episode is a single truncated step")
+        return np.flatnonzero(keep)
+
+    def transitions_at(self, rows: NDArray[np.int64], conversion: Conversion) -> Batch:
+        """The given usable rows as transitions on the CPU, fields (len(rows), ...)."""
+        following = np.minimum(rows + 1, len(self) - 1)
+        compat = conversion == "d4rl_compat"
         return Batch(
-            obs=torch.from_numpy(self.obs[keep]),
-            action=torch.from_numpy(self.action[keep]),
-            reward=torch.from_numpy(self.reward[keep]),
-            next_obs=torch.from_numpy(next_obs[keep]),
-            terminal=torch.from_numpy(self.terminal[keep].astype(np.float32)),
-            next_action=torch.from_numpy(self.action[following[keep]]),
+            obs=torch.from_numpy(self.obs[rows]),
+            action=torch.from_numpy(self.action[rows]),
+            reward=torch.from_numpy(self.reward[rows]),
+            next_obs=torch.from_numpy(self.obs[following] if compat else self.next_obs[rows]),
+            terminal=torch.from_numpy(self.terminal[rows].astype(np.float32)),
+            next_action=torch.from_numpy(self.action[following]),
         )

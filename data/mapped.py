@@ -3,6 +3,7 @@
 Dimension letters: N rows, W numbers per row, K batches looked ahead, S seeds, B batch.
 """
 
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +20,6 @@ from offdiff.data.buffer import pack, unpack
 
 LOOKAHEAD = 64
 """Batches gathered in one go. Their rows are read in file order, which is what disks like."""
-CHUNK_ROWS = 65_536
 
 
 class MappedReplay:
@@ -89,13 +89,13 @@ class MappedReplay:
         return torch.from_numpy(rows).view(*index.shape, -1)
 
 
-def write_rows(path: Path, batch: Batch) -> None:
-    """Writes transitions (N, ...) as a `.npy` of rows, atomically and chunk by chunk."""
-    n = len(batch.reward)
-    width = pack(Batch(*(field[:1] for field in batch))).shape[1]
+def write_rows(path: Path, chunks: Iterable[Batch], total: int, spec: Spec) -> None:
+    """Writes `total` transitions, given in chunks with fields (n, ...), as a `.npy`, atomically."""
+    shape, start = (total, spec.row_width), 0
     with replacing(path) as temporary:
-        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=(n, width))
-        for start in range(0, n, CHUNK_ROWS):
-            stop = start + CHUNK_ROWS
-            rows[start:stop] = pack(Batch(*(field[start:stop] for field in batch))).numpy()
+        rows = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        for chunk in chunks:
+            stop = start + len(chunk.reward)
+            rows[start:stop] = pack(chunk).numpy()
+            start = stop
         rows.flush()

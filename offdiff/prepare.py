@@ -2,22 +2,26 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import nn
 
 from offdiff.core.protocols import LearnerConfig, Replay
 from offdiff.core.types import Batch, Spec
 from offdiff.data.buffer import ReplayBuffer
 from offdiff.data.dataset import Dataset, DatasetInfo
-from offdiff.data.episodes import Conversion
+from offdiff.data.episodes import Conversion, Episodes
 from offdiff.data.mapped import MappedReplay, write_rows
-from offdiff.data.preprocess import ObservationStats, reward_transform
+from offdiff.data.preprocess import ObservationStats, RewardTransform, reward_transform
 from offdiff.evaluate import Evaluation
 from offdiff.policy import DeployedPolicy
+
+CHUNK_ROWS = 65_536
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,37 +65,56 @@ class Prepared:
         return outcome
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """The usable transitions of some episodes as a learner sees them, made when asked for."""
+
+    episodes: Episodes
+    rows: NDArray[np.int64]
+    """(M,) usable rows"""
+    conversion: Conversion
+    stats: ObservationStats
+    reward: RewardTransform
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def chunks(self) -> Iterator[Batch]:
+        """All transitions in order, CHUNK_ROWS at a time: no second copy of the data is made."""
+        mean, std = torch.from_numpy(self.stats.mean), torch.from_numpy(self.stats.std)
+        for start in range(0, len(self), CHUNK_ROWS):
+            rows = self.rows[start : start + CHUNK_ROWS]
+            raw = self.episodes.transitions_at(rows, self.conversion)
+            yield raw._replace(
+                obs=(raw.obs - mean) / std,
+                next_obs=(raw.next_obs - mean) / std,
+                reward=self.reward(raw.reward),
+            )
+
+
 def prepare(
     dataset: Dataset, algo: LearnerConfig, conversion: Conversion
-) -> tuple[Prepared, Batch]:
-    """Selects, converts, scales: gives the transitions too, on the CPU, fields (N, ...).
+) -> tuple[Prepared, Transitions]:
+    """Selects episodes and rows, computes statistics.
 
     Raises InputError if no transition is left.
     """
     used = dataset.episodes
     if algo.keep_best < 1:
         used = used.best(algo.keep_best, algo.keep_best_by)
+    rows = used.usable(conversion, need_next_action=algo.needs_next_action)
     stats = (
         ObservationStats.of(used)
         if algo.scale_observations
         else ObservationStats.identity(used.spec.obs_dim)
     )
     reward = reward_transform(algo.reward, used)
-    raw = used.transitions(conversion, need_next_action=algo.needs_next_action)
-    mean, std = torch.as_tensor(stats.mean), torch.as_tensor(stats.std)
-
-    def scale(obs: Tensor) -> Tensor:
-        return (obs - mean) / std
-
-    batch = raw._replace(
-        obs=scale(raw.obs), next_obs=scale(raw.next_obs), reward=reward(raw.reward)
-    )
     record = {
         "suite": dataset.info.suite,
         "dataset_id": dataset.info.name,
         "source": dataset.info.source,
         "file_sha256": dataset.info.sha256,
-        "n_transitions": len(batch.reward),
+        "n_transitions": len(rows),
         "n_episodes": used.n_episodes,
         "conversion_mode": conversion,
         "reward_transform": dataclasses.asdict(reward),
@@ -99,17 +122,23 @@ def prepare(
         "subset_fraction": len(used) / len(dataset.episodes),
         "behaviour": _behaviour(dataset),
     }
-    return Prepared(info=dataset.info, spec=used.spec, stats=stats, record=record), batch
+    transitions = Transitions(
+        episodes=used, rows=rows, conversion=conversion, stats=stats, reward=reward
+    )
+    return Prepared(info=dataset.info, spec=used.spec, stats=stats, record=record), transitions
 
 
-def open_replay(batch: Batch, spec: Spec, device: torch.device, mapped: Path | None) -> Replay:
+def open_replay(
+    transitions: Transitions, spec: Spec, device: torch.device, mapped: Path | None
+) -> Replay:
     """The transitions on the device, or in the file `mapped`, written if it is not there."""
     if mapped is None:
-        buffer = ReplayBuffer(len(batch.reward), spec, device)
-        buffer.extend(batch)
+        buffer = ReplayBuffer(len(transitions), spec, device)
+        for chunk in transitions.chunks():
+            buffer.extend(chunk)
         return buffer
     if not mapped.exists():
-        write_rows(mapped, batch)
+        write_rows(mapped, transitions.chunks(), len(transitions), spec)
     return MappedReplay(mapped, spec, device)
 
 

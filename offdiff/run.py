@@ -125,11 +125,11 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     keep_freed_memory()
     kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
     require_simulator(config, dataset.info.env_id)
-    prepared, batch = prepare(dataset, config.algo, config.conversion)
+    prepared, transitions = prepare(dataset, config.algo, config.conversion)
     folder.open(identity, resume=config.resume, overwrite=config.overwrite)
     rows = folder.path / ROWS if config.memory_mapped else None
-    replay = open_replay(batch, prepared.spec, device, rows)
-    del dataset, batch  # the replay holds what is needed
+    replay = open_replay(transitions, prepared.spec, device, rows)
+    del dataset, transitions  # the replay holds what is needed
 
     training = _start(config, prepared, replay, device)
     if config.resume and (folder.path / CHECKPOINT).exists():

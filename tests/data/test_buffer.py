@@ -92,7 +92,7 @@ def test_mixed_batches_hold_the_exact_share(share: float, expected: int) -> None
 
 def test_the_mapped_store_gives_the_same_batches(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
-    write_rows(path, numbered(0, 300))
+    write_rows(path, [numbered(0, 200), numbered(200, 100)], 300, SPEC)
     mapped, memory = MappedReplay(path, SPEC, CPU), filled(300)
     one, other = streams(0, 1), streams(0, 1)
     for _ in range(2 * LOOKAHEAD + 3):
@@ -106,7 +106,7 @@ def test_the_mapped_store_gives_the_same_batches(tmp_path: Path) -> None:
 
 def test_the_mapped_store_follows_streams_that_are_set_back(tmp_path: Path) -> None:
     path = tmp_path / "rows.npy"
-    write_rows(path, numbered(0, 300))
+    write_rows(path, [numbered(0, 200), numbered(200, 100)], 300, SPEC)
     mapped, random = MappedReplay(path, SPEC, CPU), streams(0)
     start = random.state_dict()
     first = [mapped.sample(8, random=random).reward.clone() for _ in range(5)]
@@ -122,6 +122,6 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
     foreign.write_bytes(b"nonsense")
     with pytest.raises(InputError, match="no memory-mapped buffer"):
         MappedReplay(foreign, SPEC, CPU)
-    write_rows(foreign, numbered(0, 5))
+    write_rows(foreign, [numbered(0, 5)], 5, SPEC)
     with pytest.raises(InputError, match="14 numbers"):
         MappedReplay(foreign, Spec(4, 2), CPU)
