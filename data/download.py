@@ -1,6 +1,7 @@
 """Fetches a file over http: with progress, resumable, checked, and whole or absent."""
 
 import http.client
+import os
 import time
 import urllib.error
 import urllib.request
@@ -35,7 +36,7 @@ def fetch(url: str, target: Path, *, pause: float = 1.0) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     try:
-        with part.open("ab") as file, _exclusive(file):
+        with _exclusive(target.parent), part.open("ab") as file:
             # Another process may have finished it while this one waited for the lock.
             if target.is_file():
                 return target
@@ -129,7 +130,7 @@ def _total(content_range: str | None) -> int | None:
 
 
 @contextmanager
-def _exclusive(file: IO[bytes]) -> Iterator[None]:
+def _exclusive(folder: Path) -> Iterator[None]:
     """Two runs that start together must not append to one file; the second waits."""
     try:
         import fcntl
@@ -137,9 +138,13 @@ def _exclusive(file: IO[bytes]) -> Iterator[None]:
         # No such lock on Windows. The size check and HDF5's own checks remain.
         yield
         return
-    # Not `flock`: HDF5 takes that one when it opens the file to check it.
-    fcntl.lockf(file, fcntl.LOCK_EX)
-    yield
+    # The folder is locked, not the file: HDF5 locks that itself when it checks it.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _require_hdf5(part: Path, url: str) -> None:

@@ -203,7 +203,9 @@ def _attributes(file: Any) -> dict[str, Attribute]:
     return {
         name: _attribute(file.attrs[name])
         for name in file.attrs
-        if h5a.open(file.id, name.encode()).get_type().get_class() in plain
+        # A name of bytes is one that is no UTF-8.
+        if isinstance(name, str)
+        and h5a.open(file.id, name.encode()).get_type().get_class() in plain
     }
 
 

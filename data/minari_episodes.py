@@ -93,11 +93,12 @@ def _append(
         where, "actions", np.asarray(episode.actions).reshape(len(episode.actions), -1)
     )
     terminal = validate.flags(where, "terminations", np.asarray(episode.terminations))
-    truncated = validate.flags(where, "truncations", np.asarray(episode.truncations)) & ~terminal
+    truncated = validate.flags(where, "truncations", np.asarray(episode.truncations))
     validate.require_same_length(
         where,
         {"rewards": reward, "actions": action, "terminations": terminal, "truncations": truncated},
     )
+    truncated &= ~terminal
     open_ended = not (terminal[-1] or truncated[-1])
     truncated[-1] |= open_ended
     columns.obs.append(obs[:-1])

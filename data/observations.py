@@ -13,7 +13,7 @@ from offdiff.data.validate import RecordedArray
 
 ObsMode = Literal["concat_goal", "observation_only"]
 """concat_goal: every leaf, keys sorted at every level: achieved_goal, desired_goal, observation.
-That is the order of `gymnasium.spaces.flatten` and of evaluation, so a policy sees the goal.
+That is the order of evaluation, and of `gymnasium.spaces.flatten` for a space made of a dict.
 observation_only: the key "observation" alone, as in D4RL's maze2d, where the goal is hidden."""
 
 Leaves = list[tuple[str, RecordedArray]]
@@ -34,7 +34,7 @@ def leaves(source: str, observations: object, mode: ObsMode) -> Leaves:
                 f"{source}: observations have no key 'observation' but {sorted(observations)}; "
                 "read them with obs_mode concat_goal"
             )
-        observations = observations["observation"]
+        return _leaves(source, "observations/observation", observations["observation"])
     return _leaves(source, "observations", observations)
 
 
