@@ -16,7 +16,7 @@ import json
 import os
 import platform
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from offdiff.core.files import sha256, write_text
 from offdiff.core.numerics import use_fastest_exact_matmul
 from offdiff.core.protocols import Policy
 from offdiff.core.seeding import derive_seed
+from offdiff.data.episodes import Episodes
 from offdiff.data.load import load_dataset
 from offdiff.environments import make_simulator
 from offdiff.evaluate import simulator_version
@@ -106,9 +107,15 @@ def rank_correlation(a: list[float], b: list[float]) -> float:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
+def joined(parts: list[Episodes]) -> Episodes:
+    """All episodes one after another."""
+    names = [field.name for field in fields(Episodes)]
+    return Episodes(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="HDF5 files, joined")
     parser.add_argument("--agents", type=Path, required=True, help="folder of .npz agents")
     parser.add_argument("--env", required=True, help="e.g. Hopper-v4")
     parser.add_argument("--out", type=Path, required=True)
@@ -123,7 +130,7 @@ def main() -> None:
     args = parser.parse_args()
 
     matmul = use_fastest_exact_matmul()
-    data = load_dataset(str(args.data)).episodes
+    data = joined([load_dataset(str(path)).episodes for path in args.data])
     family = args.env.split("-")[0]
     policies: dict[str, Policy] = {
         path.stem: Agent(path) for path in sorted(args.agents.glob(f"*_{family}.npz"))
@@ -180,7 +187,8 @@ def main() -> None:
             )
     record = {
         "what": "FQE against discounted Monte-Carlo returns of the same policies",
-        "data": {"file": args.data.name, "sha256": sha256(args.data), "transitions": len(data)},
+        "data": [{"file": path.name, "sha256": sha256(path)} for path in args.data],
+        "transitions": len(data),
         "env_id": args.env,
         "simulator_version": simulator_version(),
         "monte_carlo_episodes": args.episodes,
