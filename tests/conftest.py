@@ -11,9 +11,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 from hypothesis import settings
+from numpy.typing import NDArray
 
-TOY_POLICY = np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.1]])
-"""(O, A): the behaviour of `toy_file` is obs @ TOY_POLICY."""
+FloatArray = NDArray[np.float32]
 
 # The time of an example says more about the machine's load than about the code.
 settings.register_profile("offdiff", deadline=None)
@@ -31,8 +31,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session")
+def toy_policy() -> FloatArray:
+    """(O, A): the behaviour in `toy_file` is the observation times this."""
+    return np.array([[0.2, -0.1], [0.1, 0.3], [0.0, 0.1]], np.float32)
+
+
 @pytest.fixture
-def toy_file(tmp_path: Path) -> Path:
+def toy_file(tmp_path: Path, toy_policy: FloatArray) -> Path:
     """A small D4RL file without simulator: 30 episodes of 10 steps, O = 3, A = 2.
 
     Actions are a linear function of observations, half of the episodes end in a terminal.
@@ -47,7 +53,7 @@ def toy_file(tmp_path: Path) -> Path:
     terminal = last & (np.arange(n) % 20 == 19)
     episodes = Episodes(
         obs=obs,
-        action=np.clip(obs @ TOY_POLICY.astype(np.float32), -1, 1),
+        action=np.clip(obs @ toy_policy, -1, 1),
         reward=obs[:, 0],
         next_obs=np.where(last[:, None], obs, np.roll(obs, -1, axis=0)),
         terminal=terminal,
