@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from offdiff.checkpoint import load_policy
+    from offdiff.config import RunConfig
     from offdiff.core.errors import InputError
     from offdiff.data.buffer import ReplayBuffer
     from offdiff.data.episodes import Episodes
     from offdiff.data.load import load_dataset
     from offdiff.evaluate import evaluate
     from offdiff.policy import DeployedPolicy
-    from offdiff.run import RunConfig, run
+    from offdiff.run import run
 
     __version__: str
 
@@ -39,7 +40,7 @@ _HOMES = {
     "Episodes": "offdiff.data.episodes",
     "InputError": "offdiff.core.errors",
     "ReplayBuffer": "offdiff.data.buffer",
-    "RunConfig": "offdiff.run",
+    "RunConfig": "offdiff.config",
     "evaluate": "offdiff.evaluate",
     "load_dataset": "offdiff.data.load",
     "load_policy": "offdiff.checkpoint",

@@ -1,23 +1,21 @@
 """RunConfig -> trained, evaluated policies and their records."""
 
 import dataclasses
-import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from offdiff.algos.iql import IQLConfig
 from offdiff.checkpoint import CHECKPOINT, POLICY, save_policy
-from offdiff.core.errors import InputError
+from offdiff.config import RunConfig
 from offdiff.core.files import require_writable
 from offdiff.core.numerics import choose_device, keep_freed_memory, use_fastest_exact_matmul
 from offdiff.core.protocols import LearnerConfig, Replay
-from offdiff.core.registry import name_of
 from offdiff.core.seeding import SeedStreams
 from offdiff.data.load import load_dataset
+from offdiff.environments import make_simulator
 from offdiff.evaluate import Evaluation, evaluate
 from offdiff.folder import ROWS, RunFolder
 from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, WandbLogger
@@ -25,85 +23,9 @@ from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
 from offdiff.results import RunRecord, code_version, config_hash, plain, system
 from offdiff.training import Row, Schedule, Training, train
+from offdiff.video import record_video, require_encoder
 
-
-@dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One experiment: a dataset, a learner, and some seeds trained together."""
-
-    dataset: str = "sample"
-    """Bundled sample, path of an HDF5 file, D4RL name, or Minari id (`offdiff data list`)."""
-    algo: LearnerConfig = field(default_factory=IQLConfig)
-    """The learner and its hyperparameters."""
-    seeds: tuple[int, ...] = (0,)
-    """Training seeds; several are trained as one batched computation."""
-    updates: int = 10_000
-    """Gradient steps."""
-    log_every: int = 500
-    """Gradient steps between two lines of metrics.csv."""
-    eval_every: int = 2_500
-    """Gradient steps between two points of the learning curve; 0 for none."""
-    eval_episodes: int = 5
-    """Episodes per seed and point of the learning curve."""
-    final_episodes: int = 20
-    """Episodes per seed of the final evaluation, the one that counts."""
-    eval_seed: int = 1_000
-    """Episodes start from seeds derived from this one; it does not depend on the training seeds."""
-    conversion: Literal["strict", "d4rl_compat"] = "strict"
-    """How episodes become transitions: with true successors, or exactly as D4RL's loader does."""
-    clip_actions: bool = False
-    """Clip the data's actions to the action box instead of refusing those outside."""
-    memory_mapped: bool = False
-    """Keep the transitions on disk, in the run folder, and read batches ahead."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    threads: int = 1
-    """CPU threads. One is the fastest for one run of small networks on a busy machine."""
-    out: Path = Path("results/runs")
-    """Runs are written to OUT/<dataset>/<algo>/<seeds>-<hash of the configuration>."""
-    resume: bool = False
-    """Continue a run that was stopped; its result is the same as if it had not been."""
-    overwrite: bool = False
-    """Throw away what an earlier run of this configuration left."""
-    checkpoint_seconds: float = 20.0
-    """Least time between two checkpoints; a kill loses no more than this."""
-    tensorboard: bool = False
-    """Also write TensorBoard event files."""
-    wandb: bool = False
-    """Also log to Weights & Biases; without a key or a network, offline into the run folder."""
-    video: bool = False
-    """Record an mp4 of each seed's final policy."""
-    provenance: str = "defaults of the paper"
-    """Where the hyperparameters come from; written into the record."""
-
-    def __post_init__(self) -> None:
-        least = {"updates": 1, "log_every": 1, "eval_every": 0, "eval_episodes": 1,
-                 "final_episodes": 1, "eval_seed": 0, "threads": 1}  # fmt: skip
-        for name, low in least.items():
-            if not low <= getattr(self, name) < 2**40:
-                raise InputError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        if self.threads > (cores := os.cpu_count() or 1):
-            # Far beyond, torch ends the process without a word.
-            raise InputError(f"threads must be at most the {cores} cores here, got {self.threads}")
-        if not self.checkpoint_seconds >= 0:  # NaN is refused, too
-            raise InputError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
-            raise InputError(f"seeds must be different numbers >= 0, got {list(self.seeds)}")
-        if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other; choose one")
-
-    @property
-    def algo_name(self) -> str:
-        """Registered name of the learner, or its module:Class."""
-        return name_of("learners", type(self.algo))
-
-    def identity(self, data_sha256: str) -> dict[str, Any]:
-        """What the result depends on: runs of equal identity and seeds end in the same numbers."""
-        names = ("updates", "log_every", "eval_every", "eval_episodes", "final_episodes",
-                 "eval_seed", "conversion", "clip_actions")  # fmt: skip
-        values = {name: getattr(self, name) for name in names}
-        data = data_sha256 or self.dataset
-        return {"data": data, "algo": self.algo_name, "hyperparameters": plain(self.algo), **values}
+FILM = "policy.mp4"
 
 
 def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
@@ -124,7 +46,9 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
-    require_simulator(config, dataset.info.env_id)
+    require_simulator(dataset.info.env_id)
+    if config.video:
+        require_encoder(Path(FILM))
     prepared, transitions = prepare(dataset, config.algo, config.conversion)
     folder.open(identity, resume=config.resume, overwrite=config.overwrite)
     rows = folder.path / ROWS if config.memory_mapped else None
@@ -141,11 +65,9 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     return records
 
 
-def require_simulator(config: RunConfig, env_id: str | None) -> None:
+def require_simulator(env_id: str | None) -> None:
     """Raises InputError now, not after hours of training, if the environment cannot be made."""
     if env_id is not None:
-        from offdiff.environments import make_simulator
-
         with make_simulator(env_id):
             pass
 
@@ -251,9 +173,10 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
         result = _evaluate(config, prepared, policy, config.final_episodes, 0, progress)
         outcome = prepared.score(result)
         if config.video:
-            from offdiff.video import record_video
-
-            record_video(policy, prepared.info.env_id, folder / "policy.mp4", seed=config.eval_seed)
+            film = folder / FILM
+            record_video(
+                policy, prepared.info.env_id, film, seed=config.eval_seed, progress=progress
+            )
     record = RunRecord(
         run_id=context.folder.run_id(config.seeds[position]),
         status="finished",

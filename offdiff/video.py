@@ -53,11 +53,7 @@ def record_video(
     The arguments are those of `evaluate`. Raises InputError if the suffix is another, the machine
     cannot render or the file cannot be written; MissingExtraError without imageio.
     """
-    if path.suffix not in (".mp4", ".gif"):
-        raise InputError(f"{path} names no known video format; end it in .mp4 or .gif")
-    needed = ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",)
-    if any(importlib.util.find_spec(package) is None for package in needed):
-        raise MissingExtraError(f"writing {path.name}", "video")
+    require_encoder(path)
     require_writable(path.parent)
     recorder = _Recorder(policy)
     evaluation = evaluate(
@@ -86,6 +82,15 @@ def record_video(
         with replacing(path) as temporary:
             shutil.copyfile(film, temporary)
     return evaluation
+
+
+def require_encoder(path: Path) -> None:
+    """Raises InputError for a suffix of no film, MissingExtraError without imageio."""
+    if path.suffix not in (".mp4", ".gif"):
+        raise InputError(f"{path} names no known video format; end it in .mp4 or .gif")
+    needed = ("imageio", "imageio_ffmpeg") if path.suffix == ".mp4" else ("imageio",)
+    if any(importlib.util.find_spec(package) is None for package in needed):
+        raise MissingExtraError(f"writing {path.name}", "video")
 
 
 class _Recorder:

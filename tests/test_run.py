@@ -20,12 +20,13 @@ from offdiff.algos.iql import IQLConfig
 from offdiff.algos.rebrac import ReBRACConfig
 from offdiff.algos.td3bc import TD3BCConfig
 from offdiff.checkpoint import load_policy, load_tensors
+from offdiff.config import RunConfig
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import LearnerConfig
 from offdiff.data.episodes import Episodes
 from offdiff.data.hdf5 import write_hdf5
 from offdiff.results import RunRecord, read_record
-from offdiff.run import RunConfig, run
+from offdiff.run import run
 
 SMALL = (16, 16)
 

@@ -10,8 +10,8 @@ from offdiff.core.errors import InputError, unknown_name
 from offdiff.core.registry import names, resolve
 
 if TYPE_CHECKING:
+    from offdiff.config import RunConfig
     from offdiff.results import RunRecord
-    from offdiff.run import RunConfig
 
 INTRODUCTION = """Train a learner on a dataset and evaluate the policy it ends with.
 
@@ -72,7 +72,7 @@ def main(command: str, args: list[str]) -> int:
 def _default(chosen: argparse.Namespace) -> "RunConfig":
     """The configuration before the command line's other options."""
     from offdiff.checkpoint import config_from_json
-    from offdiff.run import RunConfig
+    from offdiff.config import RunConfig
 
     if chosen.preset not in PRESETS:
         raise unknown_name("preset", chosen.preset, PRESETS)
