@@ -1,1 +1,1 @@
-"""Floor 3: planners, each a function from observations to plans. None is built in yet."""
+"""Planners, imported as `offdiff.planners`: empty until the diffusion models arrive."""
