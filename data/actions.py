@@ -67,4 +67,4 @@ def to_unit(
 
 def overshoot(unit: FloatArray) -> float:
     """How far unit actions leave [-1, 1] at most; 0 inside it."""
-    return max(0.0, float(np.abs(unit).max()) - 1.0)
+    return max(0.0, float(unit.max()) - 1.0, -float(unit.min()) - 1.0)

@@ -9,6 +9,7 @@ import numpy as np
 
 from offdiff.core.errors import InputError
 from offdiff.data.episodes import BoolArray, Episodes, FloatArray
+from offdiff.data.validate import BLOCK
 
 SEAM_TOLERANCE = 1e-6
 """A stored successor that differs more from the next row ends an episode, as in IQL's code."""
@@ -111,11 +112,15 @@ def _seams(rows: FlatRows, ended: BoolArray) -> BoolArray:
     seam = np.zeros_like(ended)
     if rows.next_obs is None:
         return seam
-    suspects = np.flatnonzero((rows.next_obs[:-1] != rows.obs[1:]).any(axis=1) & ~ended[:-1])
+    for start in range(0, len(seam) - 1, BLOCK):
+        stop = min(start + BLOCK, len(seam) - 1)
+        differs = (rows.next_obs[start:stop] != rows.obs[start + 1 : stop + 1]).any(axis=1)
+        seam[start:stop] = differs & ~ended[start:stop]
+    suspects = np.flatnonzero(seam)
     expected = rows.obs[suspects + 1].astype(np.float64)
     error = np.abs(rows.next_obs[suspects] - expected)
     apart = (error > SEAM_TOLERANCE * np.maximum(1, np.abs(expected))).any(axis=1)
-    seam[suspects[apart]] = True
+    seam[suspects[~apart]] = False
     inside = int((~ended[:-1]).sum())
     if 2 * seam.sum() > inside:
         raise InputError(

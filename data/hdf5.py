@@ -45,13 +45,15 @@ class Recording:
     """What had to be decided while reading, in words."""
 
 
-def read_hdf5(path: Path) -> Recording:
+def read_hdf5(path: Path, *, scratch: Path | None = None) -> Recording:
     """Reads and checks a whole file; 1M rows of Hopper take about a second.
 
     Rewards and terminals may be (N, 1); any float or integer type is cast to float32.
+    scratch: a folder for memory-mapped copies of the columns, for files larger than memory. What
+    is stored as float32 with next_observations then never enters memory as a whole.
     Raises InputError, naming file, field, value and remedy, for whatever is not such a file.
     """
-    arrays, attributes = _stored(path)
+    arrays, attributes = _stored(path, scratch)
     source = str(path)
     for field in REQUIRED:
         if field not in arrays:
@@ -151,7 +153,9 @@ def _horizon(source: str, attributes: Mapping[str, Attribute], task: Task) -> in
     return int(stated)
 
 
-def _stored(path: Path) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]:
+def _stored(
+    path: Path, scratch: Path | None
+) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]:
     """Fields and attributes as the file holds them, unchecked."""
     import h5py
 
@@ -163,7 +167,7 @@ def _stored(path: Path) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]
             raise OSError("impossible size in a global heap")
         with h5py.File(path, "r") as file:
             arrays = {
-                field: _array(path, field, file[field], budget)
+                field: _array(path, field, file[field], budget, scratch)
                 for field in (*REQUIRED, *OPTIONAL)
                 if field in file
             }
@@ -179,7 +183,7 @@ def _stored(path: Path) -> tuple[dict[str, RecordedArray], dict[str, Attribute]]
         ) from error
 
 
-def _array(path: Path, field: str, stored: Any, budget: int) -> RecordedArray:
+def _array(path: Path, field: str, stored: Any, budget: int, scratch: Path | None) -> RecordedArray:
     import h5py
 
     if not isinstance(stored, h5py.Dataset):
@@ -191,8 +195,15 @@ def _array(path: Path, field: str, stored: Any, budget: int) -> RecordedArray:
             f"{path}: {field} claims {stored.nbytes} bytes, more than the file can hold; "
             "it is damaged: fetch or record it again"
         )
-    array: RecordedArray = stored[...]
-    return array
+    if scratch is None:
+        array: RecordedArray = stored[...]
+        return array
+    mapped: RecordedArray = np.lib.format.open_memmap(
+        scratch / f"{field}.npy", mode="w+", dtype=stored.dtype, shape=stored.shape
+    )
+    for start in range(0, len(mapped), validate.BLOCK):
+        mapped[start : start + validate.BLOCK] = stored[start : start + validate.BLOCK]
+    return mapped
 
 
 def _attributes(file: Any) -> dict[str, Attribute]:

@@ -23,7 +23,11 @@ SAMPLE_PATH = Path(__file__).with_name("hopper_sample.hdf5")
 
 
 def load_dataset(
-    name: str, *, clip_actions: bool = False, obs_mode: ObsMode = "concat_goal"
+    name: str,
+    *,
+    clip_actions: bool = False,
+    obs_mode: ObsMode = "concat_goal",
+    scratch: Path | None = None,
 ) -> Dataset:
     """A dataset ready for learning: actions in [-1, 1], everything checked.
 
@@ -32,9 +36,11 @@ def load_dataset(
     as "D4RL/door/human-v2", likewise; the folder of a Minari dataset.
     clip_actions: move actions outside the box to its border instead of refusing them.
     obs_mode: how Minari's dict observations become one vector (`offdiff.data.observations`).
+    scratch: a folder for memory-mapped columns of an HDF5 file that memory does not hold; the
+    dataset is good as long as the folder is.
     Raises InputError for unknown names, unreadable data and actions outside their box.
     """
-    recorded = read_dataset(name, obs_mode=obs_mode)
+    recorded = read_dataset(name, obs_mode=obs_mode, scratch=scratch)
     episodes = in_unit_box(
         recorded.episodes,
         recorded.info.action_low,
@@ -45,17 +51,19 @@ def load_dataset(
     return replace(recorded, episodes=episodes)
 
 
-def read_dataset(name: str, *, obs_mode: ObsMode = "concat_goal") -> Dataset:
+def read_dataset(
+    name: str, *, obs_mode: ObsMode = "concat_goal", scratch: Path | None = None
+) -> Dataset:
     """As `load_dataset`, but as recorded: actions in the environment's units, unclipped."""
     if name in (SAMPLE, SAMPLE_NAME):
-        return _from_file(SAMPLE_PATH, SAMPLE_NAME, "sample")
+        return _from_file(SAMPLE_PATH, SAMPLE_NAME, "sample", scratch)
     if name in catalogue():
-        return _from_d4rl(catalogue()[name])
+        return _from_d4rl(catalogue()[name], scratch)
     path = Path(name).expanduser()
     if path.is_dir():
         return read_minari(str(path), obs_mode=obs_mode)
     if path.is_file() or path.suffix in (".hdf5", ".h5"):
-        return _from_file(path, path.stem, "hdf5")
+        return _from_file(path, path.stem, "hdf5", scratch)
     # Without a namespace a misspelt D4RL name looks like a Minari id, too.
     if is_id(name) and ("/" in name or name in local_ids()):
         return read_minari(name, obs_mode=obs_mode)
@@ -63,9 +71,9 @@ def read_dataset(name: str, *, obs_mode: ObsMode = "concat_goal") -> Dataset:
     raise unknown_name("dataset", name, known, "(or give the path of an HDF5 file)")
 
 
-def _from_d4rl(entry: Entry) -> Dataset:
+def _from_d4rl(entry: Entry, scratch: Path | None) -> Dataset:
     path = locate(entry)
-    found = _from_file(path, entry.name, "d4rl")
+    found = _from_file(path, entry.name, "d4rl", scratch)
     require_unchanged(path, found.info.sha256)
     task = entry.task
     info = replace(
@@ -79,8 +87,8 @@ def _from_d4rl(entry: Entry) -> Dataset:
     return replace(found, info=info)
 
 
-def _from_file(path: Path, name: str, suite: str) -> Dataset:
-    recording = read_hdf5(path)
+def _from_file(path: Path, name: str, suite: str, scratch: Path | None) -> Dataset:
+    recording = read_hdf5(path, scratch=scratch)
     attributes = recording.attributes
     steps = number(str(path), attributes, "max_episode_steps")
     info = DatasetInfo(

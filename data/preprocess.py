@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offdiff.core.errors import InputError, unknown_name
 from offdiff.data.episodes import Episodes, FloatArray
+from offdiff.data.validate import BLOCK
 
 STD_OFFSET = 1e-3
 """Added to standard deviations (TD3+BC's code): constant numbers stay near 0 when scaled."""
@@ -35,10 +36,13 @@ class ObservationStats:
 
         Of `obs` alone, never of successors: those of terminal rows may be arbitrary.
         """
-        return cls(
-            mean=episodes.obs.mean(axis=0, dtype=np.float64).astype(np.float32),
-            std=(episodes.obs.std(axis=0, dtype=np.float64) + STD_OFFSET).astype(np.float32),
-        )
+        mean = episodes.obs.mean(axis=0, dtype=np.float64)
+        squares = np.zeros_like(mean)
+        for start in range(0, len(episodes), BLOCK):
+            block = episodes.obs[start : start + BLOCK] - mean
+            squares += np.square(block).sum(axis=0)
+        std = np.sqrt(squares / len(episodes)) + STD_OFFSET
+        return cls(mean=mean.astype(np.float32), std=std.astype(np.float32))
 
     @classmethod
     def identity(cls, obs_dim: int) -> "ObservationStats":

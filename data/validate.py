@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from offdiff.core.errors import InputError
 from offdiff.data.episodes import BoolArray, FloatArray
 
+BLOCK = 1 << 16
+"""Rows looked at in one go, where a whole column might not fit the memory."""
+
 RecordedArray = NDArray[Any]
 """An array as a file holds it: any dtype, any shape."""
 
@@ -89,11 +92,12 @@ def _finite(source: str, field: str, array: RecordedArray) -> FloatArray:
     # A float64 beyond float32 becomes infinite, and is refused as such below.
     with np.errstate(over="ignore"):
         cast = np.ascontiguousarray(array, dtype=np.float32)
-    finite = np.isfinite(cast)
-    if not finite.all():
-        place = tuple(int(i) for i in np.argwhere(~finite)[0])
-        raise InputError(
-            f"{source}: {field} holds {array[place]!s} in row {place[0]}, expected finite float32; "
-            "remove or repair that episode"
-        )
+    for start in range(0, len(cast), BLOCK):
+        finite = np.isfinite(cast[start : start + BLOCK])
+        if not finite.all():
+            row, *rest = (int(i) for i in np.argwhere(~finite)[0])
+            raise InputError(
+                f"{source}: {field} holds {array[(start + row, *rest)]!s} in row {start + row}, "
+                "expected finite float32; remove or repair that episode"
+            )
     return cast

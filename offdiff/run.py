@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from offdiff.checkpoint import CHECKPOINT, POLICY, save_policy
 from offdiff.config import RunConfig
-from offdiff.core.files import require_writable
+from offdiff.core.files import require_writable, scratch_folder
 from offdiff.core.numerics import choose_device, keep_freed_memory, use_fastest_exact_matmul
 from offdiff.core.protocols import LearnerConfig, Replay
 from offdiff.core.seeding import SeedStreams
@@ -36,25 +37,28 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     """
     device = choose_device(config.device)
     require_writable(config.out)
-    dataset = load_dataset(config.dataset, clip_actions=config.clip_actions)
-    identity = config.identity(dataset.info.sha256)
-    folder = RunFolder(
-        config.out, dataset.info.name, config.algo_name, config.seeds, config_hash(identity)
-    )
-    if not config.overwrite and (finished := folder.records()):
-        return finished
+    with ExitStack() as stack:
+        # Columns of a file that memory may not hold; only until the replay is written.
+        scratch = stack.enter_context(scratch_folder(config.out)) if config.memory_mapped else None
+        dataset = load_dataset(config.dataset, clip_actions=config.clip_actions, scratch=scratch)
+        identity = config.identity(dataset.info.sha256)
+        folder = RunFolder(
+            config.out, dataset.info.name, config.algo_name, config.seeds, config_hash(identity)
+        )
+        if not config.overwrite and (finished := folder.records()):
+            return finished
+        require_simulator(dataset.info.env_id)
+        if config.video:
+            require_encoder(Path(FILM))
+        prepared, transitions = prepare(dataset, config.algo, config.conversion)
+        folder.open(identity, resume=config.resume, overwrite=config.overwrite)
+        rows = folder.path / ROWS if config.memory_mapped else None
+        replay = open_replay(transitions, prepared.spec, device, rows)
+        del dataset, transitions  # the replay holds what is needed
+
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
-    require_simulator(dataset.info.env_id)
-    if config.video:
-        require_encoder(Path(FILM))
-    prepared, transitions = prepare(dataset, config.algo, config.conversion)
-    folder.open(identity, resume=config.resume, overwrite=config.overwrite)
-    rows = folder.path / ROWS if config.memory_mapped else None
-    replay = open_replay(transitions, prepared.spec, device, rows)
-    del dataset, transitions  # the replay holds what is needed
-
     training = _start(config, prepared, replay, device)
     if config.resume and (folder.path / CHECKPOINT).exists():
         training.load(folder.path / CHECKPOINT, folder.hash)

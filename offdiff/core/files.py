@@ -44,20 +44,31 @@ def write_text(path: Path, text: str) -> None:
 
 def require_writable(folder: Path) -> None:
     """Raises InputError unless files can be made in `folder`, which is not made by this."""
-    existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=existing):
+        with tempfile.TemporaryFile(dir=_existing(folder)):
             pass
     except OSError as error:
         raise _unwritable(folder, error) from error
+
+
+@contextmanager
+def scratch_folder(near: Path) -> Iterator[Path]:
+    """A temporary folder on the disk of `near`, which need not exist yet."""
+    with tempfile.TemporaryDirectory(prefix=".offdiff-", dir=_existing(near)) as name:
+        yield Path(name)
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal digest of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _existing(path: Path) -> Path:
+    """The path, or the nearest folder above it that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:

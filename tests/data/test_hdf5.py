@@ -1,3 +1,4 @@
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from offdiff.core.errors import InputError
 from offdiff.data.episodes import Episodes
 from offdiff.data.hdf5 import read_hdf5, write_hdf5
 from offdiff.data.hdf5_heap import has_endless_heap
+from offdiff.data.preprocess import ObservationStats
+from offdiff.data.validate import BLOCK
 
 Fields = dict[str, Any]
 N = 6
@@ -303,3 +306,36 @@ def test_a_text_that_claims_gigabytes_is_refused(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match="global heap"):
         read_hdf5(path)
+
+
+def test_a_file_is_read_and_converted_without_entering_memory_as_a_whole(tmp_path: Path) -> None:
+    n, width = 400_000, 40
+    generator = np.random.default_rng(0)
+    path = tmp_path / "large.hdf5"
+    obs = generator.standard_normal((n + 1, width), dtype=np.float32)
+    last = np.arange(n) % 1000 == 999
+    with h5py.File(path, "w") as file:
+        file["observations"], file["next_observations"] = obs[:-1], obs[1:]
+        file["actions"] = np.zeros((n, 2), np.float32)
+        file["rewards"] = np.ones(n, np.float32)
+        file["terminals"], file["timeouts"] = np.zeros(n, bool), last
+    del obs
+    (tmp_path / "scratch").mkdir()
+
+    tracemalloc.start()
+    episodes = read_hdf5(path, scratch=tmp_path / "scratch").episodes
+    stats = ObservationStats.of(episodes)
+    total = 0.0
+    for start in range(0, n, BLOCK):
+        rows = np.arange(start, min(start + BLOCK, n))
+        total += float(episodes.transitions_at(rows, "strict").reward.sum())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert total == n
+    assert peak < path.stat().st_size / 2
+    whole = read_hdf5(path).episodes
+    assert np.array_equal(whole.next_obs, episodes.next_obs)
+    assert np.array_equal(ObservationStats.of(whole).std, stats.std)
+    expected = whole.obs.std(axis=0, dtype=np.float64) + 1e-3
+    np.testing.assert_allclose(stats.std, expected, rtol=1e-6)
