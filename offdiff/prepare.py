@@ -120,6 +120,8 @@ def prepare(
         "reward_transform": dataclasses.asdict(reward),
         "obs_stats_hash": _digest(stats),
         "subset_fraction": len(used) / len(dataset.episodes),
+        "obs_layout": dataset.info.obs_layout,
+        "notes": list(dataset.info.notes),
         "behaviour": _behaviour(dataset),
     }
     transitions = Transitions(

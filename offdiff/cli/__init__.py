@@ -1,6 +1,7 @@
 """The command line: parse, call, print. No logic lives here."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"offdiff: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has enough; Python must not complain again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("offdiff: interrupted", file=sys.stderr)
         return 130
