@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from offdiff.core.errors import InputError
 from offdiff.core.files import replacing, require_writable, sha256
+from offdiff.core.protocols import Policy
+from offdiff.core.types import Spec
 from offdiff.data.catalogue import family_of, recognise
 from offdiff.data.dataset import Dataset, DatasetInfo
 from offdiff.data.episodes import Episodes
@@ -20,12 +22,14 @@ from offdiff.data.recorder import (
     ActorSource,
     PolicyActor,
     UniformActor,
+    env_spec,
     unit_box,
 )
 from offdiff.data.recording import Identity, record, work_folder
 from offdiff.data.save import destination_path, save_dataset
 from offdiff.data.sb3 import SB3Policy, from_sb3_buffer
 from offdiff.data.sb3_agents import load_agent
+from offdiff.data.sb3_normalizer import NormalizedPolicy, read_normalizer
 from offdiff.data.sb3_training import Algorithm, MakeEnv, TrainedAgent, TrainingPlan, train_agent
 
 if TYPE_CHECKING:
@@ -50,6 +54,8 @@ class CollectConfig:
     With --agent, medium and expert record that agent and differ in name only."""
     agent: Path | None = None
     """A stable-baselines3 agent (.zip) to record; pickles inside the file are not opened."""
+    normalizer: Path | None = None
+    """Observation statistics that the agent was trained with: the .pkl of SB3's VecNormalize."""
     train: Algorithm | None = None
     """Train an agent of this kind first, with stable-baselines3: sac, td3 or ppo."""
     steps: int | None = None
@@ -96,6 +102,8 @@ class CollectConfig:
             raise InputError(
                 f"recipe {self.recipe} needs either --agent FILE.zip or --train sac|td3|ppo"
             )
+        if self.normalizer is not None and self.agent is None:
+            raise InputError("--normalizer belongs to a saved agent; give --agent, too")
         if self.keep_agent is not None and self.train is None:
             raise InputError("--keep-agent saves a trained agent; give --train, too")
         if self.recipe == "medium-replay":
@@ -160,11 +168,11 @@ def _gather(
 ) -> tuple[Episodes, str]:
     """The rows, and who acted in words."""
     if config.recipe == "random":
-        actor: Actor = UniformActor(len(unit_box(env)[0]))
+        actor: Actor = UniformActor(env_spec(env).action_dim)
         behaviour = "uniform random actions"
     elif config.agent is not None:
         model = load_agent(config.agent, env, trust=config.trust_agent, device=config.device)
-        actor = _sampling(config, model)
+        actor = _actor(config, model, env_spec(env))
         behaviour = f"{config.recipe}: agent {config.agent.name}, {_mode(config)}"
     else:
         plan = _plan(config)
@@ -175,7 +183,7 @@ def _gather(
         trained = _in_words(agent, plan)
         if config.recipe == "medium-replay":
             return _replay(agent.model), f"replay buffer of {trained}"
-        actor, behaviour = _sampling(config, agent.model), f"{trained}, {_mode(config)}"
+        actor, behaviour = _actor(config, agent.model, env_spec(env)), f"{trained}, {_mode(config)}"
     source = ActorSource(env, actor, config.seed)
     steps = DEFAULT_STEPS if config.steps is None else config.steps
     return record(source, steps=steps, folder=folder, show=show), behaviour
@@ -185,9 +193,12 @@ def _replay(model: Any) -> Episodes:
     return from_sb3_buffer(model.replay_buffer)
 
 
-def _sampling(config: CollectConfig, model: Any) -> Actor:
-    policy = SB3Policy(model, deterministic=config.deterministic)
-    return PolicyActor(policy, policy.reseed)
+def _actor(config: CollectConfig, model: Any, spec: Spec) -> Actor:
+    agent = SB3Policy(model, deterministic=config.deterministic)
+    policy: Policy = agent
+    if config.normalizer is not None:
+        policy = NormalizedPolicy(agent, read_normalizer(config.normalizer, spec.obs_dim))
+    return PolicyActor(policy, agent.reseed)
 
 
 def _mode(config: CollectConfig) -> str:
@@ -233,7 +244,8 @@ def _identity(config: CollectConfig) -> Identity:
     return {
         "env": config.env,
         "recipe": config.recipe,
-        "agent": sha256(config.agent) if config.agent and config.agent.is_file() else None,
+        "agent": _digest(config.agent),
+        "normalizer": _digest(config.normalizer),
         "train": config.train,
         "steps": config.steps,
         "seed": config.seed,
@@ -249,9 +261,13 @@ def _provenance(config: CollectConfig) -> dict[str, Attribute]:
         "seed": config.seed,
         "simulator": f"gymnasium {version('gymnasium')}, mujoco {version('mujoco')}",
     }
-    if config.agent is not None:
-        facts["agent_sha256"] = sha256(config.agent)
-    return facts
+    digests = {"agent": _digest(config.agent), "normalizer": _digest(config.normalizer)}
+    return facts | {f"{name}_sha256": digest for name, digest in digests.items() if digest}
+
+
+def _digest(path: Path | None) -> str | None:
+    """Of a file that exists; that one does not is told by whoever opens it."""
+    return sha256(path) if path is not None and path.is_file() else None
 
 
 def _flag(name: str) -> str:

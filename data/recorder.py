@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import Policy
 from offdiff.core.seeding import derive_seed
+from offdiff.core.types import Spec
 from offdiff.data.episodes import Episodes, FloatArray
 
 if TYPE_CHECKING:
@@ -166,6 +167,13 @@ def flatten(obs: Any) -> FloatArray:
     if isinstance(obs, Mapping):
         return np.concatenate([flatten(obs[name]) for name in sorted(obs)])
     return np.asarray(obs, np.float32).reshape(-1)
+
+
+def env_spec(env: "gymnasium.Env[Any, Any]") -> Spec:
+    """Sizes of flattened observations and actions."""
+    from gymnasium.spaces import flatdim
+
+    return Spec(flatdim(env.observation_space), flatdim(env.action_space))
 
 
 def unit_box(env: "gymnasium.Env[Any, Any]") -> tuple[FloatArray, FloatArray]:

@@ -154,10 +154,10 @@ class SB3Policy:
 
     def reset(self, which: Tensor, /) -> None:
         """Draws new exploration noise where it is state-dependent (gSDE), for all environments."""
-        if getattr(self.policy, "use_sde", False) and not self.deterministic:
-            policy: Any = self.policy
+        actor: Any = getattr(self.policy, "actor", self.policy)
+        if getattr(actor, "use_sde", False) and not self.deterministic:
             with _drawing_from(self._generator):
-                policy.reset_noise(len(which))
+                actor.reset_noise(len(which))
 
 
 def import_sb3(what: str) -> Any:

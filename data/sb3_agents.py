@@ -18,6 +18,17 @@ from offdiff.data.sb3 import HasSpaces, import_sb3
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
+TELLING = {
+    "cg_max_steps": "trpo",
+    "top_quantiles_to_drop_per_net": "tqc",
+    "delta_std": "ars",
+    "n_epochs": "ppo",
+    "target_entropy": "sac",
+    "policy_delay": "td3",  # and ddpg, which is td3 with one critic
+    "gae_lambda": "a2c",
+}
+"""A setting that tells the algorithm by which a file was saved; the first one found counts."""
+
 CONTRIB = ("tqc", "trpo", "ars")
 """Algorithms that sb3-contrib brings."""
 
@@ -97,20 +108,13 @@ def _is_pickled(value: object) -> bool:
 
 
 def _kind(path: Path, settings: dict[str, Any]) -> str:
-    """Name of the algorithm, told by the policy's module or by settings that only it has."""
-    module = str(settings["policy_class"].get("__module__", ""))
-    names = module.split(".")
-    if len(names) == 3 and names[0] in ("stable_baselines3", "sb3_contrib"):
-        if names[1] != "common":
-            return names[1]
-        telling = {"cg_max_steps": "trpo", "n_epochs": "ppo", "n_steps": "a2c"}
-        found = next((kind for key, kind in telling.items() if key in settings), None)
-        if found is not None:
-            return found
-    raise InputError(
-        f"{path}: cannot tell its algorithm (policy of module {module!r}); known are the policies "
-        "of stable-baselines3 and sb3-contrib"
-    )
+    """Name of the algorithm, told by the first setting that only it (or its kin) has."""
+    found = next((kind for setting, kind in TELLING.items() if setting in settings), None)
+    if found is None:
+        raise InputError(
+            f"{path}: cannot tell its algorithm; known are {', '.join(sorted(TELLING.values()))}"
+        )
+    return found
 
 
 def _algorithm(path: Path, kind: str) -> Any:
@@ -131,6 +135,9 @@ def _algorithm(path: Path, kind: str) -> Any:
 def _policy_class(path: Path, settings: dict[str, Any]) -> Any:
     """SB3's own class; the pickle's summary tells its name by that of its constructor."""
     stored = settings["policy_class"]
+    # Importing runs code, too: only that of the two packages, whatever the file names.
+    if str(stored.get("__module__")).split(".")[0] not in ("stable_baselines3", "sb3_contrib"):
+        raise _needs_trust(path, "its policy class")
     module = importlib.import_module(stored["__module__"])
     for candidate in vars(module).values():
         if (

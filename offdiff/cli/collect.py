@@ -9,6 +9,8 @@ INTRODUCTION = """Record a dataset in a simulator, by D4RL's recipe.
 Examples:
   offdiff data collect --env Hopper-v4 --recipe random --steps 100000 --to random.hdf5
   offdiff data collect --env Hopper-v4 --recipe medium --agent sac.zip --to medium.hdf5
+  offdiff data collect --env HalfCheetah-v4 --recipe expert --agent ppo.zip \\
+      --normalizer vecnormalize.pkl --to expert.hdf5       an agent trained behind VecNormalize
   offdiff data collect --env Hopper-v4 --recipe medium --train sac --to me/hopper/medium-v0
   offdiff data collect --env Hopper-v4 --recipe medium-replay --train sac --to replay.hdf5
   offdiff data collect ... --resume                        continue after a stop, to the same data
