@@ -28,14 +28,13 @@ def seed_folders(run: Path) -> list[Path]:
 
 def play(folder: Path, env_id: str, episodes: int, seed: int, progress: bool) -> dict[str, Any]:
     """Evaluates one seed's policy. env_id: "" for the run's own. Gives an evaluation as JSON."""
-    record = read_record(folder / RECORD)
-    own = record.eval.get("env_id", "")
+    env_id, steps = _task(folder, env_id)
     result = evaluate(
         load_policy(folder),
-        _environment(folder, env_id or own),
+        env_id,
         episodes=episodes,
         seed=seed,
-        max_episode_steps=record.eval["max_episode_steps"] if not env_id else None,
+        max_episode_steps=steps,
         progress=progress,
     )
     return {"policy": str(folder), "mean": sum(result.returns) / episodes, **asdict(result)}
@@ -57,16 +56,21 @@ def estimate_values(
     return [{"policy": name, **asdict(estimate)} for name, estimate in estimates.items()]
 
 
-def film(folder: Path, env_id: str, path: Path, seed: int) -> None:
-    """Records one episode of a policy."""
-    own = read_record(folder / RECORD).eval.get("env_id", "")
-    record_video(load_policy(folder), _environment(folder, env_id or own), path, seed=seed)
+def film(folder: Path, env_id: str, path: Path, seed: int, progress: bool) -> None:
+    """Records one episode of a policy. env_id: "" for the run's own."""
+    env_id, steps = _task(folder, env_id)
+    policy = load_policy(folder)
+    record_video(policy, env_id, path, seed=seed, max_episode_steps=steps, progress=progress)
 
 
-def _environment(folder: Path, env_id: str) -> str:
-    if not env_id:
+def _task(folder: Path, env_id: str) -> tuple[str, int | None]:
+    """Environment and horizon: as asked for, else as in the run's own evaluation."""
+    own = read_record(folder / RECORD).eval
+    if env_id:
+        return env_id, None
+    if not own:
         raise InputError(
             f"{folder} was trained on data without a simulator; name one with --env, or estimate "
             "its value from the data with --fqe"
         )
-    return env_id
+    return own["env_id"], own["max_episode_steps"]

@@ -179,7 +179,12 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
         if config.video:
             film = folder / FILM
             record_video(
-                policy, prepared.info.env_id, film, seed=config.eval_seed, progress=progress
+                policy,
+                prepared.info.env_id,
+                film,
+                seed=config.eval_seed,
+                max_episode_steps=prepared.info.max_episode_steps,
+                progress=progress,
             )
     record = RunRecord(
         run_id=context.folder.run_id(config.seeds[position]),

@@ -34,7 +34,7 @@ class EvalOptions:
     """Also record one episode of the first seed's policy here (.mp4 or .gif)."""
     fqe: bool = False
     """Fitted Q evaluation on the run's dataset instead of episodes: needs no simulator."""
-    fqe_updates: int = 20_000
+    fqe_updates: int = 25_000
     """Gradient steps of the fitted Q evaluation."""
     json: bool = False
     """Print JSON, with every episode's return."""
@@ -52,7 +52,7 @@ def main(command: str, args: list[str]) -> int:
     folders = reevaluate.seed_folders(options.run)
     show = sys.stderr.isatty()
     if options.video is not None:
-        reevaluate.film(folders[0], options.env, options.video, options.seed)
+        reevaluate.film(folders[0], options.env, options.video, options.seed, show)
     if options.fqe:
         outcomes = reevaluate.estimate_values(folders, options.fqe_updates, options.seed, show)
     else:
