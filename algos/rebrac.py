@@ -12,9 +12,8 @@ from offdiff.algos.losses import (
     rebrac_actor_loss,
     rebrac_next_value,
 )
-from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
-from offdiff.algos.optim import Adam
-from offdiff.algos.state import Part, gather, scatter
+from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module
+from offdiff.algos.td3 import ActorCritic
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Metrics, Spec
@@ -76,67 +75,53 @@ class ReBRAC:
     def __init__(
         self, config: ReBRACConfig, spec: Spec, random: SeedStreams, device: torch.device
     ) -> None:
-        self.config, self.spec, self.random = config, spec, random
-        seeds = len(random)
+        self.config = config
         sizes = (spec.obs_dim, *config.hidden, spec.action_dim)
-        self.actor = MLP(sizes, seeds).to(device).initialise(random, "small_head", 1e-3)
-        self.critic = Critic(
-            spec, config.hidden, seeds, members=2, layer_norm=config.critic_layer_norm
+        actor = MLP(sizes, len(random)).to(device).initialise(random, "small_head", 1e-3)
+        critic = Critic(
+            spec, config.hidden, len(random), members=2, layer_norm=config.critic_layer_norm
         )
-        self.critic.net.to(device).initialise(random, "small_head", 3e-3)
-        self.target_actor = self.actor.clone()
-        self.target_critic = self.critic.target()
-        self.actor_optimiser = Adam([self.actor.flat], config.actor_learning_rate)
-        self.critic_optimiser = Adam([self.critic.net.flat], config.critic_learning_rate)
-        self.parts: dict[str, Part] = {
-            "actor": self.actor,
-            "critic": self.critic.net,
-            "target_actor": self.target_actor,
-            "target_critic": self.target_critic.net,
-            "actor_optimiser": self.actor_optimiser,
-            "critic_optimiser": self.critic_optimiser,
-        }
-        self._last_policy_loss = torch.zeros(seeds, device=device)
+        critic.net.to(device).initialise(random, "small_head", 3e-3)
+        self.nets = ActorCritic(
+            actor,
+            critic,
+            actor_learning_rate=config.actor_learning_rate,
+            critic_learning_rate=config.critic_learning_rate,
+            random=random,
+        )
 
     def update(self, batch: Batch) -> Metrics:
         """One step of the critic; of the policy and the targets every `policy_delay` steps."""
         value, loss = self._step_critic(batch)
-        if self.critic_optimiser.steps % self.config.policy_delay == 0:
-            self._last_policy_loss = self._step_policy(batch)
-            move_toward(self.target_critic.net, self.critic.net, self.config.target_rate)
-            move_toward(self.target_actor, self.actor, self.config.target_rate)
-        return {"critic_loss": loss, "value": value, "policy_loss": self._last_policy_loss}
+        if self.nets.policy_is_due(self.config.policy_delay):
+            self._step_policy(batch)
+        return {"critic_loss": loss, "value": value, "policy_loss": self.nets.policy_loss}
 
     def _step_critic(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        c = self.config
-        with torch.no_grad():
-            noise = self.random.normal(*batch.action.shape[1:]).mul_(c.policy_noise)
-            smoothed = torch.tanh(self.target_actor(batch.next_obs))
-            smoothed = (smoothed + noise.clamp_(-c.noise_clip, c.noise_clip)).clamp_(-1, 1)
-            q_next = self.target_critic(batch.next_obs, smoothed)
-            next_value = rebrac_next_value(q_next, smoothed, batch.next_action, c.critic_penalty)
-            target = bellman_target(batch.reward, batch.terminal, next_value, c.discount)
-        q = self.critic(batch.obs, batch.action)
+        c, nets = self.config, self.nets
+        next_action = nets.smoothed_action(batch.next_obs, c.policy_noise, c.noise_clip)
+        q_next = nets.target_critic(batch.next_obs, next_action)
+        next_value = rebrac_next_value(q_next, next_action, batch.next_action, c.critic_penalty)
+        target = bellman_target(batch.reward, batch.terminal, next_value, c.discount)
+        q = nets.critic(batch.obs, batch.action)
         loss = critic_loss(q, target)
-        self.critic_optimiser.minimise(loss.sum())
+        nets.critic_optimiser.minimise(loss.sum())
         return q.detach().mean((1, 2)), loss.detach()
 
-    def _step_policy(self, batch: Batch) -> Tensor:
-        action = torch.tanh(self.actor(batch.obs))
-        q = self.critic(batch.obs, action, frozen=True).amin(1)
+    def _step_policy(self, batch: Batch) -> None:
+        action = self.nets.act(batch.obs)
+        q = self.nets.critic(batch.obs, action, frozen=True).amin(1)
         loss = rebrac_actor_loss(q, action, batch.action, self.config.actor_penalty)
-        self.actor_optimiser.minimise(loss.sum())
-        return loss.detach()
+        self.nets.step_policy(loss, self.config.target_rate)
 
     def policy(self, seed: int) -> nn.Module:
         """The policy of one seed."""
-        return TanhMean(self.actor.module(seed), self.spec.action_dim)
+        return self.nets.policy(seed)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Networks, targets, optimisers, and the policy loss that is reported between its steps."""
-        return {**gather(self.parts), "last_policy_loss": self._last_policy_loss}
+        """Networks, targets and optimisers."""
+        return self.nets.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restores what `state_dict` gave."""
-        scatter(self.parts, state)
-        self._last_policy_loss = state["last_policy_loss"].to(self.actor.flat.device)
+        self.nets.load_state_dict(state)

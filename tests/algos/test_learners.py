@@ -147,12 +147,12 @@ def test_scaled_rewards_with_a_scaled_critic_give_the_same_td3bc_policy_step() -
     results = []
     for scale in (1.0, 8.0):  # a power of two: the scaling is exact in floating point
         learner, replay, _, batches = start(config, [0])
-        critic = learner.parts["critic"]  # type: ignore[attr-defined]
+        critic = learner.nets.critic.net  # type: ignore[attr-defined]
         with torch.no_grad():
             critic.weights[-1].mul_(scale)
             critic.biases[-1].mul_(scale)
         batch = replay.sample(64, random=batches)
-        obs, actor = batch.obs, learner.parts["actor"]  # type: ignore[attr-defined]
+        obs, actor = batch.obs, learner.nets.actor  # type: ignore[attr-defined]
         learner._step_policy(batch)  # type: ignore[attr-defined]
         results.append(torch.tanh(actor(obs)).detach())
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-6)
@@ -168,7 +168,7 @@ def test_rebrac_without_its_additions_is_td3bc() -> None:
     )  # fmt: skip
     rebrac, *_ = start(config, [0])
     rebrac.load_state_dict(copy.deepcopy(td3bc.state_dict()))
-    rebrac.random.load_state_dict(td3bc.random.state_dict())  # type: ignore[attr-defined]
+    rebrac.nets.random.load_state_dict(td3bc.nets.random.state_dict())  # type: ignore[attr-defined]
     for _ in range(2):
         batch = replay.sample(64, random=batches)
         a, b = td3bc.update(batch), rebrac.update(batch)
