@@ -63,7 +63,7 @@ class CollectConfig:
     seed: int = 0
     """Everything random follows from it."""
     deterministic: bool = False
-    """The agent's most likely action instead of a sample, as D4RL takes it."""
+    """The agent's most likely action instead of a sample. D4RL's datasets hold samples."""
     target_return: float | None = None
     """Training for medium and medium-replay stops at this mean return (10 episodes); default: a
     third of the way from D4RL's random to D4RL's expert return, where D4RL knows the task."""

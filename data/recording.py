@@ -20,7 +20,7 @@ from offdiff.core.files import replacing, write_text
 from offdiff.data.episodes import Episodes
 from offdiff.data.recorder import EpisodeSource, State, join
 
-SHARD_SECONDS = 20.0
+SHARD_SECONDS = 10.0
 """Time between two shards: what a kill loses at most."""
 
 NOTE = "recording.json"
