@@ -67,9 +67,11 @@ class RunFolder:
         write_record(self.seed(seed), record)
 
     def clean(self) -> None:
-        """Removes what only an unfinished run needs."""
+        """Removes what only an unfinished run needs, and files that a kill left half-written."""
         for name in (CHECKPOINT, ROWS):
             (self.path / name).unlink(missing_ok=True)
+        for part in self.path.rglob(".*.part"):  # as `replacing` names them
+            part.unlink(missing_ok=True)
 
     def _nearest(self, identity: Mapping[str, Any]) -> str:
         """Says how an unfinished run beside this one differs, if there is one."""

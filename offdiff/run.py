@@ -46,6 +46,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
             config.out, dataset.info.name, config.algo_name, config.seeds, config_hash(identity)
         )
         if not config.overwrite and (finished := folder.records()):
+            folder.clean()  # a kill may have come between the last record and the clean-up
             return finished
         require_simulator(dataset.info.env_id)
         if config.video:
