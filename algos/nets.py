@@ -31,7 +31,8 @@ class MLP:
         self.sizes = tuple(sizes)
         self.members = members
         self.layer_norm = layer_norm
-        self.flat = torch.zeros(sum(shape.numel() for shape in self._shapes()))
+        self._shapes = self._parameter_shapes()
+        self.flat = torch.zeros(sum(shape.numel() for shape in self._shapes))
         self._bind()
 
     def __call__(
@@ -70,7 +71,8 @@ class MLP:
                 for m in range(s * each, (s + 1) * each):
                     for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
                         last = i == len(self.weights) - 1
-                        _draw(weight[m], bias[m], init, head_range if last else 0.0, generator)
+                        layer = weight[m] if last else weight[m].T  # (out, in)
+                        _draw(layer, bias[m], init, head_range if last else 0.0, generator)
             for gain in self.gains:
                 gain.fill_(1.0)
         return self
@@ -81,7 +83,7 @@ class MLP:
         linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
         with torch.no_grad():
             for linear, weight, bias in zip(linears, self.weights, self.biases, strict=True):
-                linear.weight.copy_(weight[member].T)
+                linear.weight.copy_(weight[member] if linear is linears[-1] else weight[member].T)
                 linear.bias.copy_(bias[member, 0])
             norms = [layer for layer in layers if isinstance(layer, nn.LayerNorm)]
             for norm, gain, shift in zip(norms, self.gains, self.shifts, strict=True):
@@ -108,21 +110,24 @@ class MLP:
             self.flat.copy_(state["flat"])
 
     def split(self, flat: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
-        """Views of a flat tensor: weights (M, in, out); biases, norm gains, shifts (M, 1, out)."""
-        parts, start = [], 0
-        for shape in self._shapes():
-            parts.append(flat[start : start + shape.numel()].view(shape))
-            start += shape.numel()
+        """Views of a flat tensor: weights (M, in, out), the head's (M, out, in); biases, LayerNorm
+        gains and shifts (M, 1, out).
+        """
+        pieces = flat.split([shape.numel() for shape in self._shapes])
+        parts = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
         n = len(self.sizes) - 1
         return parts[:n], parts[n : 2 * n], parts[2 * n : 3 * n - 1], parts[3 * n - 1 :]
 
     def _bind(self) -> None:
-        self.weights, self.biases, self.gains, self.shifts = self.split(self.flat)
+        views = self.split(self.flat.detach())
+        self.weights, self.biases, self.gains, self.shifts = views
         self.flat.requires_grad_(True)
 
-    def _shapes(self) -> list[torch.Size]:
+    def _parameter_shapes(self) -> list[torch.Size]:
         pairs = list(pairwise(self.sizes))
-        weights = [torch.Size((self.members, i, o)) for i, o in pairs]
+        weights = [torch.Size((self.members, i, o)) for i, o in pairs[:-1]]
+        # The head is stored as (out, in): narrow products are several times faster that way.
+        weights.append(torch.Size((self.members, self.sizes[-1], self.sizes[-2])))
         biases = [torch.Size((self.members, 1, o)) for _, o in pairs]
         return weights + biases + (biases[:-1] * 2 if self.layer_norm else [])
 
@@ -144,7 +149,8 @@ class _Forward(torch.autograd.Function):
                 x = torch.addcmul(net.shifts[i], x, net.gains[i])
             inputs.append(x)
         ctx.net, ctx.kept = net, (inputs, activations, statistics, dropout)
-        return torch.baddbmm(net.biases[-1], x, net.weights[-1])
+        head = torch.bmm(net.weights[-1], x.transpose(1, 2)).transpose(1, 2)
+        return head.add_(net.biases[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -155,13 +161,17 @@ class _Forward(torch.autograd.Function):
         flat = torch.empty_like(net.flat) if need_flat else None
         if flat is not None:
             weights, biases, gains, shifts = net.split(flat)
-        for i in reversed(range(len(net.weights))):
+        head = len(net.weights) - 1
+        for i in reversed(range(head + 1)):
             if flat is not None:
-                torch.bmm(inputs[i].transpose(1, 2), up, out=weights[i])
+                if i == head:
+                    torch.bmm(up.transpose(1, 2), inputs[i], out=weights[i])
+                else:
+                    torch.bmm(inputs[i].transpose(1, 2), up, out=weights[i])
                 torch.sum(up, 1, keepdim=True, out=biases[i])
             if i == 0 and not need_x:
                 return None, flat, None, None
-            across = net.weights[i].transpose(1, 2)
+            across = net.weights[i] if i == head else net.weights[i].transpose(1, 2)
             # An outer product: a matrix-product kernel would spend its time on a dimension of 1.
             up = up * across if up.shape[-1] == 1 else torch.bmm(up, across)
             if i == 0:
@@ -262,10 +272,10 @@ class TanhMean(nn.Module):
 def _draw(
     weight: Tensor, bias: Tensor, init: Init, head_range: float, generator: torch.Generator
 ) -> None:
-    bound = weight.shape[0] ** -0.5
+    """Fills one layer in place. weight: (out, in). head_range: 0, or that of a special head."""
+    bound = weight.shape[1] ** -0.5
     if init == "orthogonal":
-        # Layers are stored (in, out), torch's convention is (out, in).
-        nn.init.orthogonal_(weight.T, gain=2**0.5, generator=generator)
+        nn.init.orthogonal_(weight, gain=2**0.5, generator=generator)
         bias.zero_()
     elif head_range:
         weight.uniform_(-head_range, head_range, generator=generator)

@@ -2,13 +2,9 @@
 
 from pathlib import Path
 
-from offdiff.core.errors import InputError
-from offdiff.data.dataset import Dataset, DatasetInfo
-from offdiff.data.hdf5 import Attribute, write_hdf5
 from offdiff.data.load import read_dataset
-from offdiff.data.minari_ids import is_id
-from offdiff.data.minari_write import write_minari
 from offdiff.data.observations import ObsMode
+from offdiff.data.save import destination_path, save_recorded
 
 
 def convert(
@@ -20,56 +16,9 @@ def convert(
     overwrite: replace an existing HDF5 file. Minari datasets are never replaced.
     Raises InputError for unusable names and existing destinations, before anything is read.
     """
-    path = Path(destination).expanduser()
-    if path.suffix in (".hdf5", ".h5"):
-        if path.exists() and not overwrite:
-            raise InputError(f"{path} exists already; pass --overwrite or choose another name")
-        recorded = read_dataset(source, obs_mode=obs_mode)
-        write_hdf5(path, recorded.episodes, _attributes(recorded.info))
-        return path
-    if not is_id(destination):
-        raise InputError(
-            f"destination {destination!r} is neither a file ending in .hdf5 nor a Minari id; "
-            "write for example out.hdf5 or offdiff/hopper/mixed-v0"
-        )
-    return _to_minari(read_dataset(source, obs_mode=obs_mode), destination)
-
-
-def _to_minari(recorded: Dataset, dataset_id: str) -> Path:
+    destination_path(destination, overwrite=overwrite)
+    recorded = read_dataset(source, obs_mode=obs_mode)
     info = recorded.info
-    return write_minari(
-        dataset_id,
-        recorded.episodes,
-        env_id=info.env_id,
-        description=f"{info.name}, converted by offdiff. Behaviour: {info.behaviour or 'unknown'}.",
-        max_episode_steps=info.max_episode_steps,
-        action_low=info.action_low,
-        action_high=info.action_high,
-        score_range=info.score_range,
-        metadata={
-            "behaviour": info.behaviour,
-            "converted_from": info.name,
-            "obs_layout": info.obs_layout,
-            "source_sha256": info.sha256,
-        },
-    )
-
-
-def _attributes(info: DatasetInfo) -> dict[str, Attribute]:
-    attributes: dict[str, Attribute | None] = {
-        "env_id": info.env_id,
-        "behaviour": info.behaviour,
-        "max_episode_steps": info.max_episode_steps,
-        "action_low": info.action_low,
-        "action_high": info.action_high,
-        "obs_layout": info.obs_layout,
-        "converted_from": info.name,
-        "source_sha256": info.sha256,
-    }
-    if info.score_range is not None:
-        attributes |= {
-            "ref_min_score": info.score_range.minimum,
-            "ref_max_score": info.score_range.maximum,
-            "score_source": info.score_range.source,
-        }
-    return {name: value for name, value in attributes.items() if value is not None}
+    description = f"{info.name}, converted by offdiff. Behaviour: {info.behaviour or 'unknown'}."
+    provenance = {"converted_from": info.name, "source_sha256": info.sha256}
+    return save_recorded(recorded, destination, description, provenance, overwrite=overwrite)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from offdiff.core.errors import InputError
-from offdiff.data.dataset import Dataset
+from offdiff.data.dataset import Dataset, DatasetInfo
 from offdiff.data.episodes import Episodes, FloatArray
 from offdiff.data.hdf5 import Attribute, write_hdf5
 from offdiff.data.minari import write_minari
@@ -48,31 +48,54 @@ def save_dataset(
     provenance: what else to keep with the data. Gives the path of the file or folder.
     Raises InputError if the destination is taken or cannot be written.
     """
+    recorded = replace(dataset, episodes=_in_environment_units(dataset))
+    description = f"Recorded by offdiff. Behaviour: {dataset.info.behaviour}."
+    return save_recorded(recorded, destination, description, provenance, overwrite=overwrite)
+
+
+def save_recorded(
+    recorded: Dataset,
+    destination: str,
+    description: str,
+    provenance: Mapping[str, Attribute],
+    *,
+    overwrite: bool,
+) -> Path:
+    """The same for a dataset whose actions are in the environment's units already."""
     path = destination_path(destination, overwrite=overwrite)
-    info, episodes = dataset.info, _in_environment_units(dataset)
+    info = recorded.info
     if path.suffix in (".hdf5", ".h5"):
-        attributes: dict[str, Attribute | None] = {
-            "env_id": info.env_id,
-            "behaviour": info.behaviour,
-            "max_episode_steps": info.max_episode_steps,
-            "action_low": info.action_low,
-            "action_high": info.action_high,
-            "obs_layout": info.obs_layout,
-            **provenance,
-        }
-        kept = {name: value for name, value in attributes.items() if value is not None}
-        write_hdf5(path, episodes, kept)
+        write_hdf5(path, recorded.episodes, {**_attributes(info), **provenance})
         return path
     return write_minari(
         destination,
-        episodes,
+        recorded.episodes,
         env_id=info.env_id,
-        description=f"Recorded by offdiff. Behaviour: {info.behaviour}.",
+        description=description,
         max_episode_steps=info.max_episode_steps,
         action_low=info.action_low,
         action_high=info.action_high,
+        score_range=info.score_range,
         metadata={"behaviour": info.behaviour, "obs_layout": info.obs_layout, **provenance},
     )
+
+
+def _attributes(info: DatasetInfo) -> dict[str, Attribute]:
+    attributes: dict[str, Attribute | None] = {
+        "env_id": info.env_id,
+        "behaviour": info.behaviour,
+        "max_episode_steps": info.max_episode_steps,
+        "action_low": info.action_low,
+        "action_high": info.action_high,
+        "obs_layout": info.obs_layout,
+    }
+    if info.score_range is not None:
+        attributes |= {
+            "ref_min_score": info.score_range.minimum,
+            "ref_max_score": info.score_range.maximum,
+            "score_source": info.score_range.source,
+        }
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def _in_environment_units(dataset: Dataset) -> Episodes:

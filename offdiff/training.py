@@ -132,7 +132,7 @@ def _update_until(
     shown = training.updates
     while training.updates < stop:
         batch = training.replay.sample(batch_size, random=training.batches)
-        _accumulate(totals, training.learner.update(batch))
+        add_metrics(totals, training.learner.update(batch))
         training.updates += 1
         if training.updates - shown == 50 or training.updates == stop:
             progress.advance(training.updates - shown)
@@ -140,7 +140,8 @@ def _update_until(
     return totals
 
 
-def _accumulate(totals: dict[str, Tensor], metrics: Metrics) -> None:
+def add_metrics(totals: dict[str, Tensor], metrics: Metrics) -> None:
+    """Adds metrics to their running sums, on the device: nothing waits for it."""
     for name, value in metrics.items():
         if name in totals:
             totals[name].add_(value)

@@ -34,7 +34,9 @@ def flat_gradient(net: MLP, modules: list[nn.Sequential]) -> Tensor:
         linears = [layer for layer in module if isinstance(layer, nn.Linear)]
         norms = [layer for layer in module if isinstance(layer, nn.LayerNorm)]
         for i, layer in enumerate(linears):
-            weights[i][m], biases[i][m, 0] = layer.weight.grad.T, layer.bias.grad
+            head = i == len(linears) - 1
+            weights[i][m] = layer.weight.grad if head else layer.weight.grad.T
+            biases[i][m, 0] = layer.bias.grad
         for i, layer in enumerate(norms):
             gains[i][m, 0], shifts[i][m, 0] = layer.weight.grad, layer.bias.grad
     return flat
@@ -68,7 +70,7 @@ def test_dropout_masks_enter_forward_and_backward() -> None:
     x = random_input(1, 6, 4)
     w1, w2 = (w.detach().clone().requires_grad_() for w in net.weights)
     b1, b2 = net.biases
-    expected = torch.relu(x @ w1 + b1.detach()) * mask @ w2 + b2.detach()
+    expected = torch.relu(x @ w1 + b1.detach()) * mask @ w2.mT + b2.detach()
     got = net(x, dropout=[mask])
     torch.testing.assert_close(got, expected)
     (grad,) = torch.autograd.grad(got.square().sum(), net.flat)
