@@ -1,6 +1,7 @@
 """RunConfig -> trained, evaluated policies and their records."""
 
 import dataclasses
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass

@@ -83,8 +83,7 @@ def test_unknown_names_are_answered_with_near_ones() -> None:
         ("hopper-mixed-zoo.hdf5", None, "locomotion", "Hopper-v4", 3234.3),
         ("door-human-dapg.hdf5", "AdroitHandDoor-v1", "adroit", "AdroitHandDoor-v1", 2880.569),
         ("hopper_medium-v2.hdf5", None, "locomotion", "Hopper-v4", 3234.3),
-        ("made.hdf5", "PointMaze_UMaze-v3", "maze2d", "PointMaze_UMaze-v3", 161.86),
-        ("made.hdf5", "PointMaze_UMazeDense-v3", "maze2d", "PointMaze_UMazeDense-v3", 193.663),
+        ("maze2d-umaze-v1.hdf5", None, "maze2d", "PointMaze_UMaze-v3", 161.86),
         ("made.hdf5", "AntMaze_UMaze-v4", "antmaze", "AntMaze_UMaze-v4", 1.0),
         # The name says Hopper, the file itself Ant: the file knows better.
         ("hopper-medium-v2.hdf5", "Ant-v4", "locomotion", "Ant-v4", 3879.7),
@@ -97,6 +96,12 @@ def test_recognise(
     assert (task.family, task.env_id) == (family, expected_env)
     assert task.score_range is not None
     assert task.score_range.maximum == pytest.approx(maximum, abs=1e-3)
+
+
+def test_recorded_mazes_change_goals_and_have_no_score() -> None:
+    task = recognise("made.hdf5", "PointMaze_UMaze-v3")
+    assert (task.family, task.env_id) == ("maze2d", "PointMaze_UMaze-v3")
+    assert task.score_range is None
 
 
 def test_what_is_not_known_has_no_score() -> None:
