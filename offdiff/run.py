@@ -48,6 +48,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         )
         if not config.overwrite and (finished := folder.records()):
             folder.clean()  # a kill may have come between the last record and the clean-up
+            print(f"offdiff: {folder.path} is finished; --overwrite runs it again", file=sys.stderr)
             return finished
         require_simulator(dataset.info.env_id)
         if config.video:
