@@ -17,50 +17,28 @@ clock's (`wall`) where the run is on one core.
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from turns import Worker, cpu_name, summary
+
 HERE = Path(__file__).parent
-BLOCK = {"iql": 40, "td3bc": 40, "cql": 4, "gemm": 100}
+BLOCK = {"iql": 40, "td3bc": 40, "cql": 4}
+"""Updates per turn: about half a second."""
 SHAPES = {"hopper": (11, 3), "halfcheetah": (17, 6)}
 
 
-class Worker:
+def worker(python: str, library: str, args: argparse.Namespace) -> Worker:
     """A process that trains one library's learners on demand."""
-
-    def __init__(self, python: str, library: str, args: argparse.Namespace) -> None:
-        command = [
-            python, str(HERE / "speed_worker.py"), "--library", library, "--shape", args.shape,
-            "--device", args.device, "--cores", *map(str, args.cores),
-            "--seeds", *map(str, args.seeds),
-        ]  # fmt: skip
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self.about = self._answer()
-
-    def run(self, name: str, count: int) -> dict[str, float]:
-        """Seconds, by the clock and of the processor, that `count` updates took."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{name} {count}\n")
-        self._process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise SystemExit(f"a worker ended ({self._process.wait()}): run it by hand to see why")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+    cores, seeds = map(str, args.cores), map(str, args.seeds)
+    return Worker(
+        [
+            *(python, str(HERE / "speed_worker.py"), "--library", library, "--shape", args.shape),
+            *("--device", args.device, "--cores", *cores, "--seeds", *seeds),
+        ]
+    )
 
 
 def flops(name: str, obs: int, action: int) -> float:
@@ -90,19 +68,16 @@ def flops(name: str, obs: int, action: int) -> float:
     return 256 * row
 
 
-def quantiles(values: list[float]) -> dict[str, float]:
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return {"median": statistics.median(values), "p10": cuts[0], "p90": cuts[-1]}
+def alternate(
+    first: tuple[Worker, str, int], second: tuple[Worker, str, int], pairs: int, clock: str
+) -> list[list[float]]:
+    """Seconds per repetition, [first, second], of so many pairs of blocks after one to warm up."""
 
+    def turn() -> list[float]:
+        return [getattr(w.run(task, n), clock) / n for w, task, n in (first, second)]
 
-def compare(ours: Worker, peer: Worker, name: str, pairs: int, clock: str) -> list[list[float]]:
-    """Seconds per update, [ours, the peer's], of every pair of blocks."""
-    count = BLOCK[name]
-    for worker in (ours, peer):
-        worker.run(name, count)
-    return [
-        [worker.run(name, count)[clock] / count for worker in (ours, peer)] for _ in range(pairs)
-    ]
+    turn()
+    return [turn() for _ in range(pairs)]
 
 
 def main() -> None:
@@ -120,29 +95,26 @@ def main() -> None:
     args = parser.parse_args()
     clock = "cpu" if len(args.cores) == 1 and args.device == "cpu" else "wall"
 
-    ours, peer = Worker(sys.executable, "offdiff", args), Worker(args.peer_python, "d3rlpy", args)
-    products = [ours.run("gemm", BLOCK["gemm"])[clock] / BLOCK["gemm"] for _ in range(20)]
+    ours, peer = worker(sys.executable, "offdiff", args), worker(args.peer_python, "d3rlpy", args)
+    products = [getattr(ours.run("gemm", 100), clock) / 100 for _ in range(20)]
     limit = 2 * 256**3 / min(products)
     results: dict[str, Any] = {}
     for name in args.algos:
-        pairs = compare(ours, peer, name, args.pairs, clock)
+        count = BLOCK[name]
+        pairs = alternate((ours, name, count), (peer, name, count), args.pairs, clock)
         arithmetic = flops(name, *SHAPES[args.shape])
         results[name] = {
-            "ratio": quantiles([theirs / mine for mine, theirs in pairs]),
-            "updates_per_second": quantiles([1 / mine for mine, _ in pairs]),
-            "peer_updates_per_second": quantiles([1 / theirs for _, theirs in pairs]),
+            "ratio": summary([theirs / mine for mine, theirs in pairs]),
+            "updates_per_second": summary([1 / mine for mine, _ in pairs]),
+            "peer_updates_per_second": summary([1 / theirs for _, theirs in pairs]),
             "mflop_per_update": arithmetic / 1e6,
             "limit_share": arithmetic / statistics.median(mine for mine, _ in pairs) / limit,
             "seconds_per_update": pairs,
         }
-        for seeds in (count for count in args.seeds if count > 1):
-            count, joint = max(1, BLOCK[name] // 4), f"{name}x{seeds}"
-            ours.run(joint, count)
-            turns = [
-                (ours.run(joint, count)[clock] / count, ours.run(name, count)[clock] / count)
-                for _ in range(args.pairs)
-            ]
-            results[name][f"cost_of_{seeds}_seeds"] = quantiles([many / one for many, one in turns])
+        for seeds in (many for many in args.seeds if many > 1):
+            joint = (ours, f"{name}x{seeds}", max(1, count // 4))
+            turns = alternate(joint, (ours, name, count), args.pairs, clock)
+            results[name][f"cost_of_{seeds}_seeds"] = summary([many / one for many, one in turns])
         ratio = results[name]["ratio"]
         print(
             f"{name}: {ratio['median']:.2f}x [{ratio['p10']:.2f}, {ratio['p90']:.2f}]", flush=True
@@ -153,19 +125,13 @@ def main() -> None:
         "device": args.device,
         "cores": len(args.cores),
         "clock": clock,
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "torch": {"offdiff": ours.about["torch"], "d3rlpy": peer.about["torch"]},
         "gflops_of_256_cubed": limit / 1e9,
         "results": results,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(record, indent=1) + "\n")
-
-
-def _cpu() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
 
 
 if __name__ == "__main__":

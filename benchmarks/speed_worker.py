@@ -1,19 +1,17 @@
 """One library's half of `benchmarks/learners.py`: trains when told to, and says how long it took.
 
-Runs in the interpreter of its library, d3rlpy's or offdiff's, on the same made-up transitions.
-Reads lines "NAME BLOCK" from stdin (train that learner for BLOCK updates), answers one JSON line.
+Runs in the interpreter of its library, d3rlpy's or offdiff's, on the same made-up transitions, and
+takes turns with the other one as `turns.py` describes.
 """
 
 import argparse
-import json
 import os
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
+from turns import serve
 
 SHAPES = {"hopper": (11, 3), "halfcheetah": (17, 6)}
 TRANSITIONS, EPISODE, BATCH, HIDDEN = 200_000, 500, 256, (256, 256)
@@ -138,27 +136,27 @@ def main() -> None:
     args = parser.parse_args()
     os.sched_setaffinity(0, args.cores)
     torch.set_num_threads(len(args.cores))
-    # Libraries print to stdout; the answers must not be among that.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    if args.library == "offdiff":
-        learners = ours(args.shape, args.device, args.seeds)
-    else:
-        learners = peer(args.shape, args.device)
-    learners["gemm"] = gemm
-    print(
-        json.dumps({"ready": sorted(learners), "torch": torch.__version__}),
-        file=answers,
-        flush=True,
-    )
-    for line in sys.stdin:
-        name, count = line.split()
-        wall, cpu = time.perf_counter(), time.process_time()
-        learners[name](int(count))
+
+    def prepare() -> tuple[dict[str, Advance], dict[str, Any]]:
+        if args.library == "offdiff":
+            tasks = ours(args.shape, args.device, args.seeds)
+        else:
+            tasks = peer(args.shape, args.device)
         if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(json.dumps(seconds), file=answers, flush=True)
+            tasks = {name: synchronised(task) for name, task in tasks.items()}
+        return {**tasks, "gemm": gemm}, {"torch": torch.__version__}
+
+    serve(prepare)
+
+
+def synchronised(task: Advance) -> Advance:
+    """The task until the GPU is done with it."""
+
+    def wait(count: int) -> None:
+        task(count)
+        torch.cuda.synchronize()
+
+    return wait
 
 
 if __name__ == "__main__":
