@@ -1,12 +1,14 @@
 """Worker processes that take turns: timings of them are paired, whatever else the machine does.
 
-The driver starts one worker per contender and lets them work block by block, one at a time. A
-worker reads lines "TASK COUNT" from stdin and answers each with one JSON line. Nothing but the
-standard library is needed, so that a worker can run in another library's interpreter.
+The driver starts one worker per contender and lets them work block by block, one at a time; the
+others are stopped meanwhile, so that no thread of theirs spins or reads ahead. A worker reads lines
+"TASK COUNT" from stdin and answers each with one JSON line. Nothing but the standard library is
+needed, so that a worker can run in another library's interpreter.
 """
 
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -31,7 +33,7 @@ class Block:
 
 
 class Worker:
-    """The driver's end: a process that works when told to, and sleeps meanwhile."""
+    """The driver's end: a process that works when told to, and is stopped meanwhile."""
 
     def __init__(self, command: Sequence[str]) -> None:
         """Waits until the worker is ready. SystemExit if it ends before."""
@@ -56,6 +58,7 @@ class Worker:
     def run(self, task: str, count: int) -> Block:
         """What `count` repetitions of the task took."""
         assert self._process.stdin is not None
+        self._process.send_signal(signal.SIGCONT)
         self._process.stdin.write(f"{task} {count}\n")
         self._process.stdin.flush()
         return Block(**self._answer())
@@ -66,6 +69,7 @@ class Worker:
         if not line:
             code = self._process.wait()
             raise SystemExit(f"worker ended with code {code}: {' '.join(self._command)}")
+        self._process.send_signal(signal.SIGSTOP)
         answer: dict[str, Any] = json.loads(line)
         return answer
 
