@@ -1,17 +1,17 @@
 """Kills a run at random moments with `kill -9`, resumes it, compares it with an undisturbed one.
 
 A short run on the bundled sample is done once undisturbed. Then the same run is started again and
-again: each time it is killed after a random share of the undisturbed run's time, at start-up, in
-training, in an evaluation or while it writes, and resumed; when it survives to its end it is
+again: each time it is killed after a random share of the time that a whole run takes, at start-up,
+in training, in an evaluation or while it writes, and resumed; when it survives to its end it is
 compared and thrown away, and the next one begins, until the wanted number of kills is reached.
-What must agree: the bytes of policy.safetensors and metrics.csv, every return and the learning
-curve of run.json, and the names of the files that are left.
+What must agree: the bytes of metrics.csv and, for every seed, of policy.safetensors, every return
+and the learning curve of run.json, and the names of the files that are left.
 
     python benchmarks/kill.py --algo iql
     python benchmarks/kill.py --algo td3bc
 
-Writes results/kill/<algo>.json: every kill's moment and what the run had done by then, digests of
-both sides; exit code 1 if anything differs. Takes about four minutes on one core.
+Writes results/kill/<algo>-<n>-seeds.json: every kill's moment and what the run had done by then,
+digests of both sides; exit code 1 if anything differs. Takes about five minutes on one core.
 """
 
 import argparse
@@ -52,14 +52,14 @@ class Kill:
 class Outcome:
     """All that has to agree between two runs."""
 
-    policy: str
-    """Digest of the final weights."""
     metrics: str
     """Digest of metrics.csv."""
-    returns: list[float]
-    """Of the final evaluation."""
-    curve: list[dict[str, Any]]
-    """The evaluations during training."""
+    policies: dict[str, str]
+    """Digest of the final weights, per seed."""
+    returns: dict[str, list[float]]
+    """Of the final evaluation, per seed."""
+    curves: dict[str, list[dict[str, Any]]]
+    """The evaluations during training, per seed."""
     files: list[str]
 
 
@@ -69,7 +69,7 @@ def command(args: argparse.Namespace, out: Path) -> list[str]:
         sys.executable, "-m", "offdiff", "run", "--algo", args.algo, "--dataset", args.dataset,
         "--updates", str(args.updates), "--log-every", "20", "--checkpoint-seconds", "0.2",
         "--eval-every", str(args.updates // 3), "--eval-episodes", "2", "--final-episodes", "5",
-        "--device", "cpu", "--out", str(out),
+        "--seeds", *map(str, args.seeds), "--device", "cpu", "--threads", "1", "--out", str(out),
     ]  # fmt: skip
 
 
@@ -93,35 +93,34 @@ def finish(process: "subprocess.Popen[str]") -> None:
 
 
 def disturb(
-    args: argparse.Namespace,
-    out: Path,
-    run: int,
-    longest: float,
-    kills: int,
-    moments: random.Random,
-) -> list[Kill]:
-    """Runs to the end with at most `kills` kills, each within `longest` seconds of a start."""
+    args: argparse.Namespace, out: Path, run: int, whole: float, kills: int, moments: random.Random
+) -> tuple[list[Kill], float]:
+    """Runs to the end with at most `kills` kills, each within `whole` seconds of a start.
+
+    Gives the kills and the least time known that a whole run takes: the machine's load varies.
+    """
     done: list[Kill] = []
     while len(done) < kills:
-        process, wait = start(args, out), moments.uniform(0, longest)
+        begun, process, wait = time.perf_counter(), start(args, out), moments.uniform(0, whole)
         try:
             process.wait(wait)
-            finish(process)
-            return done
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-        done.append(Kill(run, round(wait, 3), found(out)))
+            done.append(Kill(run, round(wait, 3), found(out)))
+        else:
+            finish(process)
+            return done, whole if done else min(whole, time.perf_counter() - begun)
     finish(start(args, out))
-    return done
+    return done, whole
 
 
 def found(out: Path) -> str:
     """How far a killed run had come, from its files."""
-    if list(out.rglob("run.json")):
-        return "record"
-    if list(out.rglob("policy.safetensors")):
-        return "policy"
+    if records := len(list(out.rglob("run.json"))):
+        return f"records of {records} seeds"
+    if policies := len(list(out.rglob("policy.safetensors"))):
+        return f"policies of {policies} seeds"
     tables = list(out.rglob("metrics.csv"))
     lines = tables[0].read_text().splitlines() if tables else []
     logged = re.match(r"\d+(?=,)", lines[-1]) if lines else None
@@ -133,13 +132,16 @@ def found(out: Path) -> str:
 
 def outcome(out: Path) -> Outcome:
     """What a finished run left."""
-    (record,) = out.rglob("run.json")
-    values = json.loads(record.read_text())
+    (metrics,) = out.rglob("metrics.csv")
+    records = {path.parent.name: path for path in sorted(out.rglob("run.json"))}
+    values = {seed: json.loads(path.read_text()) for seed, path in records.items()}
     return Outcome(
-        policy=sha256(record.with_name("policy.safetensors")),
-        metrics=sha256(record.parents[1] / "metrics.csv"),
-        returns=values["eval"]["returns"],
-        curve=values["curve"],
+        metrics=sha256(metrics),
+        policies={
+            seed: sha256(path.with_name("policy.safetensors")) for seed, path in records.items()
+        },
+        returns={seed: value["eval"]["returns"] for seed, value in values.items()},
+        curves={seed: value["curve"] for seed, value in values.items()},
         files=sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()),
     )
 
@@ -150,6 +152,7 @@ def main() -> None:
     )
     parser.add_argument("--algo", default="iql", help="learner (default iql)")
     parser.add_argument("--dataset", default="sample", help="default: the bundled sample")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="trained together")
     parser.add_argument("--updates", type=int, default=600)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -160,15 +163,16 @@ def main() -> None:
     kills: list[Kill] = []
     differences: list[str] = []
     runs = 0
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         begun = time.perf_counter()
         finish(start(args, folder / "undisturbed"))
-        longest = time.perf_counter() - begun
+        whole = time.perf_counter() - begun
         wanted = outcome(folder / "undisturbed")
         while len(kills) < args.kills:
             out = folder / f"disturbed-{runs}"
-            kills += disturb(args, out, runs, longest, args.kills - len(kills), moments)
+            done, whole = disturb(args, out, runs, whole, args.kills - len(kills), moments)
+            kills += done
             got = outcome(out)
             differences += [
                 f"run {runs}: {field} differs"
@@ -183,13 +187,14 @@ def main() -> None:
         "code": {key: value for key, value in code_version().items() if key != "command"},
         "cpu": cpu_name(),
         "seed_of_moments": args.seed,
-        "undisturbed_seconds": round(longest, 2),
+        "seconds_of_a_whole_run": round(whole, 2),
         "runs_compared": runs,
         "kills": [asdict(kill) for kill in kills],
         "undisturbed": asdict(wanted),
         "differences": differences,
     }
-    write_text(args.out / f"{args.algo}.json", json.dumps(record, indent=1) + "\n")
+    name = f"{args.algo}-{len(args.seeds)}-seeds.json"
+    write_text(args.out / name, json.dumps(record, indent=1) + "\n")
     if differences:
         raise SystemExit("\n".join(differences))
 
