@@ -3,6 +3,8 @@
 Dimension letters: N rows, W numbers per row, K batches looked ahead, S seeds, B batch.
 """
 
+import math
+import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +20,12 @@ from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Spec
 from offdiff.data.buffer import pack, unpack
 
-LOOKAHEAD = 64
-"""Batches gathered in one go. Their rows are read in file order, which is what disks like."""
+LOOKAHEAD_BYTES = 32 * 2**20
+"""Rows gathered in one go. They are read in file order: the more, the nearer one to the next."""
+PIECE_ROWS = 16_384
+"""Rows asked for before any of them is waited for."""
+SMALL_GAP = 32_768
+"""Bytes between two rows that are cheaper to read than to leave out."""
 
 
 class MappedReplay:
@@ -42,6 +48,7 @@ class MappedReplay:
                 "needed; remove it"
             )
         self.spec, self.device = spec, device
+        self._file = path.open("rb")
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offdiff-prefetch")
         self._ahead: SeedStreams | None = None
         self._pending: Future[tuple[Tensor, Tensor]] | None = None
@@ -77,16 +84,31 @@ class MappedReplay:
         """Starts to gather the next K batches: indices (K, S, n) and rows (K, S, n, W)."""
         assert self._ahead is not None
         ahead = self._ahead
-        indices = torch.stack([ahead.integers(len(self), n) for _ in range(LOOKAHEAD)])
+        batches = max(1, LOOKAHEAD_BYTES // (len(ahead) * n * self.rows.strides[0]))
+        indices = torch.stack([ahead.integers(len(self), n) for _ in range(batches)])
         return self._thread.submit(lambda: (indices, self._gather(indices)))
 
     def _gather(self, index: Tensor) -> Tensor:
         """(...) indices -> (..., W) rows in memory."""
-        order = np.argsort(index.numpy().reshape(-1), kind="stable")
         flat = index.numpy().reshape(-1)
         rows = np.empty((flat.size, self.spec.row_width), np.float32)
-        rows[order] = self.rows[flat[order]]
+        order = np.argsort(flat, kind="stable")
+        for piece in np.array_split(order, math.ceil(flat.size / PIECE_ROWS)):
+            self._request(flat[piece])
+            rows[piece] = self.rows[flat[piece]]
         return torch.from_numpy(rows).view(*index.shape, -1)
+
+    def _request(self, index: NDArray[np.int64]) -> None:
+        """Asks the system to read ascending rows: a disk is many times faster at many at once."""
+        if not hasattr(os, "posix_fadvise"):
+            return  # there the rows are read one by one, when they are touched
+        width = self.rows.strides[0]
+        start = self.rows.offset + index * width
+        cuts = np.flatnonzero(np.diff(start) > SMALL_GAP)
+        firsts, lasts = start[np.append(0, cuts + 1)], start[np.append(cuts, -1)]
+        for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
+            size = last + width - first
+            os.posix_fadvise(self._file.fileno(), first, size, os.POSIX_FADV_WILLNEED)
 
 
 def write_rows(path: Path, chunks: Iterable[Batch], total: int, spec: Spec) -> None:

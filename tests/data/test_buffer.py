@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from offdiff.core.errors import InputError
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Spec
+from offdiff.data import mapped as mapped_module
 from offdiff.data.buffer import MixedReplay, ReplayBuffer, pack, unpack
-from offdiff.data.mapped import LOOKAHEAD, MappedReplay, write_rows
+from offdiff.data.mapped import MappedReplay, write_rows
 
 CPU = torch.device("cpu")
 SPEC = Spec(3, 2)
@@ -90,12 +91,19 @@ def test_mixed_batches_hold_the_exact_share(share: float, expected: int) -> None
     assert len(mixed) == 200
 
 
-def test_the_mapped_store_gives_the_same_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("gap", [-1, 0, 32_768])
+def test_the_mapped_store_gives_the_same_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gap: int
+) -> None:
+    # Four batches of 2 x 16 rows ahead, asked for in pieces of ten rows.
+    monkeypatch.setattr(mapped_module, "LOOKAHEAD_BYTES", 4 * 2 * 16 * 4 * SPEC.row_width)
+    monkeypatch.setattr(mapped_module, "PIECE_ROWS", 10)
+    monkeypatch.setattr(mapped_module, "SMALL_GAP", gap)
     path = tmp_path / "rows.npy"
     write_rows(path, [numbered(0, 200), numbered(200, 100)], 300, SPEC)
     mapped, memory = MappedReplay(path, SPEC, CPU), filled(300)
     one, other = streams(0, 1), streams(0, 1)
-    for _ in range(2 * LOOKAHEAD + 3):
+    for _ in range(2 * 4 + 3):
         for a, b in zip(
             mapped.sample(16, random=one), memory.sample(16, random=other), strict=True
         ):
