@@ -49,6 +49,7 @@ class MappedReplay:
             )
         self.spec, self.device = spec, device
         self._file = path.open("rb")
+        self._first_byte = path.stat().st_size - self.rows.nbytes  # behind the header
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="offdiff-prefetch")
         self._ahead: SeedStreams | None = None
         self._pending: Future[tuple[Tensor, Tensor]] | None = None
@@ -103,7 +104,7 @@ class MappedReplay:
         if not hasattr(os, "posix_fadvise"):
             return  # there the rows are read one by one, when they are touched
         width = self.rows.strides[0]
-        start = self.rows.offset + index * width
+        start = self._first_byte + index * width
         cuts = np.flatnonzero(np.diff(start) > SMALL_GAP)
         firsts, lasts = start[np.append(0, cuts + 1)], start[np.append(cuts, -1)]
         for first, last in zip(firsts.tolist(), lasts.tolist(), strict=True):
