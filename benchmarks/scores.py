@@ -1,12 +1,12 @@
-"""Makes the runs behind results/tables/: learners times datasets, three seeds each.
+"""Makes the runs behind results/tables/learners.md: a grid of learners and datasets, three seeds each.
 
     python benchmarks/scores.py --data FOLDER --workers 2          whatever has no record yet
     python benchmarks/scores.py --data FOLDER --grid parity        the runs beside d3rlpy's
     python benchmarks/table.py                                     then the tables
 
 FOLDER holds the HDF5 files that are named in GRIDS. Finished runs are skipped and unfinished ones
-resumed, so the script can be stopped at will; a run that fails does not stop the others. By the
-speeds measured on two cores of 80 GFLOP/s, `scores` takes about seven hours and `parity` one.
+resumed, so the script can be stopped and started at will; a run that fails does not stop the others.
+On two cores the whole `scores` grid takes about seven hours, `parity` one.
 """
 
 import argparse
@@ -20,19 +20,21 @@ SEEDS = ("0", "1", "2")
 ZOO = ("hopper-medium-zoo", "hopper-mixed-zoo", "halfcheetah-medium-zoo")
 LONG = ("--updates", "100000", "--log-every", "1000", "--eval-every", "20000")
 SHORT = ("--updates", "20000", "--log-every", "1000", "--eval-every", "5000")
-CQL = ("--algo.hidden", "256", "256", "--algo.penalty", "5", "--algo.scale-observations")
 LEARNERS = {
     "bc": LONG,
     "td3bc": LONG,
     "iql": LONG,
     # ReBRAC's batches are 1024 in the paper; a quarter of that fits a CPU.
     "rebrac": (*LONG, "--algo.batch-size", "256", "--published", "hopper-medium-v2"),
-    "cql": (*SHORT, *CQL),
+    "cql": (*SHORT, "--algo.hidden", "256", "256", "--algo.penalty", "5"),
 }
 PARITY = {
     "td3bc": ("--updates", "50000"),
     "iql": ("--updates", "50000"),
-    "cql": ("--updates", "10000", *CQL),
+    "cql": (
+        *("--updates", "10000", "--algo.hidden", "256", "256", "--algo.penalty", "5"),
+        "--algo.scale-observations",
+    ),
 }
 CURVE = ("--eval-every", "10000", "--eval-episodes", "5", "--log-every", "500")
 GRIDS = {
