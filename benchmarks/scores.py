@@ -1,63 +1,179 @@
-"""Makes the runs behind results/tables/learners.md: a grid of learners and datasets, three seeds each.
+"""Trains and evaluates what the tables of scores and of parity with d3rlpy are made of.
 
-    python benchmarks/scores.py --data FOLDER --workers 2          whatever has no record yet
-    python benchmarks/scores.py --data FOLDER --grid parity        the runs beside d3rlpy's
-    python benchmarks/table.py                                     then the tables
+The grids below are the whole of it: learner, dataset, updates, seeds, and hyperparameters that
+differ from the learner's defaults. What has a record is not run again, what was stopped is resumed,
+a run that fails does not stop the others: this can be stopped and started at will.
 
-FOLDER holds the HDF5 files that are named in GRIDS. Finished runs are skipped and unfinished ones
-resumed, so the script can be stopped and started at will; a run that fails does not stop the others.
-On two cores the whole `scores` grid takes about seven hours, `parity` one.
+    python benchmarks/scores.py --data FOLDER --workers 2                   all of both grids
+    python benchmarks/scores.py --data FOLDER --grid parity --peer-python peer/bin/python
+    python benchmarks/scores.py --data FOLDER --dry-run                     only says what is missing
+    python benchmarks/table.py                                              then the tables
+
+FOLDER holds the HDF5 files, `<dataset>.hdf5`. Every run is `offdiff run` in a process of its own,
+on one thread, all its seeds together. With --peer-python (an interpreter that has d3rlpy 2.8.1, see
+`peer_d3rlpy.py`) the peer's half of the parity table is run too, a process per seed. Records go to
+results/runs and results/peer.
 """
 
 import argparse
+import json
+import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import product
+from dataclasses import dataclass, field
 from pathlib import Path
 
-SEEDS = ("0", "1", "2")
-ZOO = ("hopper-medium-zoo", "hopper-mixed-zoo", "halfcheetah-medium-zoo")
-LONG = ("--updates", "100000", "--log-every", "1000", "--eval-every", "20000")
-SHORT = ("--updates", "20000", "--log-every", "1000", "--eval-every", "5000")
-LEARNERS = {
-    "bc": LONG,
-    "td3bc": LONG,
-    "iql": LONG,
-    # ReBRAC's batches are 1024 in the paper; a quarter of that fits a CPU.
-    "rebrac": (*LONG, "--algo.batch-size", "256", "--published", "hopper-medium-v2"),
-    "cql": (*SHORT, "--algo.hidden", "256", "256", "--algo.penalty", "5"),
-}
-PARITY = {
-    "td3bc": ("--updates", "50000"),
-    "iql": ("--updates", "50000"),
-    "cql": (
-        *("--updates", "10000", "--algo.hidden", "256", "256", "--algo.penalty", "5"),
-        "--algo.scale-observations",
-    ),
-}
-CURVE = ("--eval-every", "10000", "--eval-episodes", "5", "--log-every", "500")
-GRIDS = {
-    "scores": [(d, a, options) for d, (a, options) in product(ZOO, LEARNERS.items())],
-    "parity": [(ZOO[0], a, (*options, *CURVE)) for a, options in PARITY.items()],
-}
-"""Name -> (dataset, learner, options of `offdiff run`)."""
+from offdiff.checkpoint import config_from_json
+from offdiff.config import RunConfig
+from offdiff.core.files import sha256
+from offdiff.core.registry import resolve
+from offdiff.data.catalogue import recognise
+from offdiff.folder import IDENTITY, RunFolder
+from offdiff.results import config_hash
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results"
+FINAL_EPISODES = 50
 
 
-def run(data: Path, out: Path, cell: tuple[str, str, tuple[str, ...]]) -> tuple[str, int]:
-    """Starts, resumes or skips one cell; its name and exit code."""
-    dataset, algo, options = cell
-    command = [
-        *(sys.executable, "-m", "offdiff", "run", "--algo", algo, *options),
-        *("--dataset", str(data / f"{dataset}.hdf5"), "--seeds", *SEEDS),
-        *("--final-episodes", "50", "--threads", "1", "--out", str(out)),
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One line of a table."""
+
+    learner: str
+    dataset: str
+    updates: int
+    log_every: int
+    eval_every: int
+    seeds: tuple[int, ...] = (0, 1, 2)
+    hyperparameters: dict[str, object] = field(default_factory=dict)
+    """Those that are not the learner's defaults."""
+
+
+DATASETS = ("hopper-medium-zoo", "hopper-mixed-zoo", "halfcheetah-medium-zoo")
+CHANGED: dict[str, dict[str, object]] = {
+    # The peer's sizes, and the settings that `peer_d3rlpy.py` gives it.
+    "cql": {"hidden": (256, 256), "penalty": 5.0, "scale_observations": True},
+    # The paper's batches are 1024; a quarter of that fits a CPU.
+    "rebrac": {"batch_size": 256},
+}
+SCORES = tuple(
+    Cell(
+        learner=learner,
+        dataset=dataset,
+        updates=updates,
+        log_every=1_000,
+        eval_every=eval_every,
+        hyperparameters=CHANGED.get(learner, {}),
+    )
+    for dataset in DATASETS
+    for learner, updates, eval_every in (
+        ("bc", 100_000, 20_000),
+        ("td3bc", 100_000, 20_000),
+        ("iql", 100_000, 20_000),
+        ("rebrac", 100_000, 20_000),
+        ("cql", 20_000, 5_000),
+    )
+)
+PARITY = tuple(
+    Cell(
+        learner=learner,
+        dataset="hopper-medium-zoo",
+        updates=updates,
+        log_every=500,
+        eval_every=10_000,
+        hyperparameters=CHANGED.get(learner, {}),
+    )
+    for learner, updates in (("td3bc", 50_000), ("iql", 50_000), ("cql", 10_000))
+)
+GRIDS = {"scores": SCORES, "parity": PARITY}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that makes records, and what it is called in messages."""
+
+    name: str
+    command: list[str]
+
+
+def our_job(cell: Cell, data: Path, out: Path) -> Job | None:
+    """The run of a cell that is still to be done; None if all its records are there."""
+    config = RunConfig(
+        dataset=str(data / f"{cell.dataset}.hdf5"),
+        algo=config_from_json(resolve("learners", cell.learner), cell.hyperparameters),
+        seeds=cell.seeds,
+        updates=cell.updates,
+        log_every=cell.log_every,
+        eval_every=cell.eval_every,
+        final_episodes=FINAL_EPISODES,
+        out=out,
+    )
+    identity = config.identity(sha256(Path(config.dataset)))
+    folder = RunFolder(out, cell.dataset, cell.learner, cell.seeds, config_hash(identity))
+    if folder.records():
+        return None
+    command = [sys.executable, "-m", "offdiff", "run", "--algo", cell.learner]
+    for name in ("dataset", "updates", "seeds", "log_every", "eval_every", "final_episodes", "out"):
+        command += _option(name, getattr(config, name))
+    for name, value in cell.hyperparameters.items():
+        command += _option(f"algo.{name}", value)
+    resume = ["--resume"] if (folder.path / IDENTITY).exists() else []
+    return Job(f"{cell.learner} on {cell.dataset}, {cell.updates} updates", command + resume)
+
+
+def peer_jobs(cell: Cell, data: Path, out: Path, python: str) -> list[Job]:
+    """The peer's runs of a cell that have no record yet."""
+    records = [json.loads(path.read_text()) for path in out.glob("*.json")]
+    done = {(r["algo"], Path(r["data"]).stem, r["updates"], r["seed"]) for r in records}
+    env_id = recognise(cell.dataset, None).env_id
+    return [
+        Job(
+            f"d3rlpy's {cell.learner} on {cell.dataset}, seed {seed}",
+            [
+                *(python, str(HERE / "peer_d3rlpy.py"), "--algo", cell.learner),
+                *("--data", str(data / f"{cell.dataset}.hdf5"), "--env", str(env_id)),
+                *("--seed", str(seed), "--updates", str(cell.updates)),
+                *("--episodes", str(FINAL_EPISODES)),
+                *("--out", str(out / f"{cell.dataset}-{cell.learner}-{seed}.json")),
+            ],
+        )
+        for seed in cell.seeds
+        if (cell.learner, cell.dataset, cell.updates, seed) not in done
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode == 2 and "--resume" in done.stderr:
-        done = subprocess.run([*command, "--resume"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{dataset} {algo}: {done.stderr.strip()}", file=sys.stderr)
-    return f"{dataset} {algo}", done.returncode
+
+
+def run_all(jobs: Iterable[Job], workers: int) -> int:
+    """Runs the jobs, so many at a time; gives the number that failed."""
+
+    def run(job: Job) -> bool:
+        print(f"started   {job.name}", flush=True)
+        done = subprocess.run(
+            job.command,
+            check=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        print(f"{'finished' if done.returncode == 0 else 'FAILED  '}  {job.name}", flush=True)
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(run, jobs)).count(False)
+
+
+def _option(name: str, value: object) -> list[str]:
+    """A field and its value as the command line takes them."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [flag if value else flag.replace("algo.", "algo.no-")]
+    return [flag, *map(str, value if isinstance(value, tuple) else (value,))]
 
 
 def main() -> None:
@@ -65,15 +181,47 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of the HDF5 files")
-    parser.add_argument("--grid", choices=tuple(GRIDS), default="scores")
-    parser.add_argument("--out", type=Path, default=Path("results/runs"))
+    parser.add_argument("--grid", choices=tuple(GRIDS), nargs="+", default=list(GRIDS))
+    parser.add_argument("--learners", nargs="+", help="only these")
+    parser.add_argument("--datasets", nargs="+", help="only these")
     parser.add_argument("--workers", type=int, default=1, help="runs at a time, one core each")
+    parser.add_argument("--peer-python", help="also run the peer, in this interpreter")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--dry-run", action="store_true", help="only print what is to be run")
     args = parser.parse_args()
-    with ThreadPoolExecutor(args.workers) as pool:
-        outcomes = list(pool.map(lambda cell: run(args.data, args.out, cell), GRIDS[args.grid]))
-    failed = [name for name, code in outcomes if code]
-    print(f"{len(outcomes) - len(failed)} of {len(outcomes)} cells finished")
-    raise SystemExit(1 if failed else 0)
+    peer = args.peer_python and str(Path(args.peer_python).absolute())
+    data, results = args.data.resolve(), args.results.resolve()
+    grids = {
+        name: [
+            cell
+            for cell in GRIDS[name]
+            if cell.learner in (args.learners or [cell.learner])
+            and cell.dataset in (args.datasets or [cell.dataset])
+        ]
+        for name in args.grid
+    }
+    cells = [cell for grid in grids.values() for cell in grid]
+    for file in sorted({data / f"{cell.dataset}.hdf5" for cell in cells}):
+        if not file.is_file():
+            raise SystemExit(f"{file} does not exist; put it there or leave its dataset out")
+    results.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # Records repeat the paths they were made with: these are the same on every machine.
+        os.chdir(scratch)
+        Path("data").symlink_to(data)
+        Path("results").symlink_to(results)
+        ours = [our_job(cell, Path("data"), Path("results/runs")) for cell in cells]
+        todo = [job for job in ours if job is not None]
+        print(f"{len(todo)} of {len(cells)} lines of the tables are to be run", flush=True)
+        for cell in grids.get("parity", []) if peer else []:
+            todo += peer_jobs(cell, Path("data"), Path("results/peer"), peer)
+        if args.dry_run:
+            print("\n".join(" ".join(job.command[1:]) for job in todo))
+            todo = []
+        failed = run_all(todo, args.workers)
+        os.chdir(HERE)  # the scratch folder is about to go
+    if failed:
+        raise SystemExit(f"{failed} of {len(todo)} runs failed; their messages are above")
 
 
 if __name__ == "__main__":

@@ -30,10 +30,18 @@ def test_a_cell_is_run_once_and_its_record_names_no_path_of_this_machine(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     small = {"hidden": (8, 8), "batch_size": 16, "scale_observations": False}
-    cell = scores.Cell(learner="bc", dataset="toy", updates=4, seeds=(3, 5), hyperparameters=small)
+    cell = scores.Cell(
+        learner="bc",
+        dataset="toy",
+        updates=4,
+        log_every=2,
+        eval_every=0,
+        seeds=(3, 5),
+        hyperparameters=small,
+    )
     monkeypatch.setitem(scores.GRIDS, "scores", (cell,))
     results = tmp_path / "results"
-    arguments = ["scores.py", "--data", str(toy_file.parent), "--only", "scores"]
+    arguments = ["scores.py", "--data", str(toy_file.parent), "--grid", "scores"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--results", str(results)])
 
     scores.main()
@@ -63,8 +71,8 @@ def test_a_failed_run_is_said_and_fails_the_whole(
 def test_the_peers_runs_with_a_record_are_left_out(scores: ModuleType, tmp_path: Path) -> None:
     record = {"algo": "iql", "data": "hopper-x.hdf5", "updates": 100, "seed": 1}
     (tmp_path / "any-name.json").write_text(json.dumps(record))
-    cell = scores.Cell(learner="iql", dataset="hopper-x", updates=100)
+    cell = scores.Cell(learner="iql", dataset="hopper-x", updates=100, log_every=1, eval_every=0)
     jobs = scores.peer_jobs(cell, Path("data"), tmp_path, "python")
     assert [job.name[-1] for job in jobs] == ["0", "2"]
-    longer = scores.Cell(learner="iql", dataset="hopper-x", updates=200)
+    longer = scores.Cell(learner="iql", dataset="hopper-x", updates=200, log_every=1, eval_every=0)
     assert len(scores.peer_jobs(longer, Path("data"), tmp_path, "python")) == 3
