@@ -27,8 +27,11 @@ from offdiff.core.files import write_text
 from offdiff.data.catalogue import recognise
 
 PEER = "d3rlpy 2.8.1"
-T_975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-"""97.5 % quantiles of Student's t for 1 to 9 degrees of freedom."""
+T_975 = (
+    *(12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281),
+    *(2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860),
+)
+"""97.5 % quantiles of Student's t for 1 to 20 degrees of freedom; beyond, the last is used."""
 
 Record = Mapping[str, Any]
 Key = tuple[str, str, int, str]
@@ -66,7 +69,7 @@ class Line:
         if self.mean is None or self.std is None:
             return None
         n = len(self.seed_scores)
-        half = T_975[n - 2] * self.std / math.sqrt(n)
+        half = T_975[min(n - 2, len(T_975) - 1)] * self.std / math.sqrt(n)
         return self.mean - half, self.mean + half
 
 
@@ -164,11 +167,11 @@ def caption(records: Sequence[Record]) -> str:
             for r in records
         },
     }
-    found = "; ".join(f"{name}: {', '.join(sorted(values))}" for name, values in facts.items())
+    found = "; ".join(f"{name}: {', '.join(sorted(v))}" for name, v in facts.items() if v)
     return (
         "Score of the last checkpoint, mean action: mean ± standard deviation (ddof 1) over "
         "training seeds of each seed's mean over its final episodes; 95 % intervals by Student's "
-        f"t. {found}."
+        f"t. {found or 'No records yet'}."
     )
 
 
