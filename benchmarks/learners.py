@@ -7,24 +7,31 @@ the same state; the figure to quote is the median over pairs of (d3rlpy's second
 metrics. Networks have two hidden layers of 256, batches 256 rows, CQL 10 actions of each kind.
 
     python -m venv peer && peer/bin/pip install d3rlpy==2.8.1 "mujoco>=3.3,<3.12" h5py imageio
-    python benchmarks/learners.py --peer-python peer/bin/python --shape hopper --cores 0 \
-        --out results/speed/hopper-1-core.json
+    python benchmarks/learners.py --peer-python peer/bin/python --shape hopper --cores 0
+    python benchmarks/learners.py --peer-python peer/bin/python --shape hopper --cores 0 1
+    python benchmarks/learners.py --peer-python peer/bin/python --device cuda --cores 0
 
-`limit_share` is the analytic arithmetic of an update times its rate, over the rate of 256x256x256
-products measured in the same run. On a shared machine CPU seconds (`cpu`) tell more than the
-clock's (`wall`) where the run is on one core.
+Writes results/speed/<shape>-<n>-core.json (or -cuda) and rewrites README.md there from all records.
+`limit_share` is the arithmetic that our update needs times its rate, over the rate of 256x256x256
+products measured in the same run; for the peer the same arithmetic is counted, so its share says
+how much of the limit turns into progress. On a shared machine CPU seconds (`cpu`) tell more than
+the clock's (`wall`) where the run is on one core.
 """
 
 import argparse
 import json
 import statistics
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from turns import Worker, cpu_name, summary
 
+from offdiff.core.files import write_text
+
 HERE = Path(__file__).parent
+RESULTS = HERE.parent / "results" / "speed"
 BLOCK = {"iql": 40, "td3bc": 40, "cql": 4}
 """Updates per turn: about half a second."""
 SHAPES = {"hopper": (11, 3), "halfcheetah": (17, 6)}
@@ -91,7 +98,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, nargs="+", default=[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
     args = parser.parse_args()
     clock = "cpu" if len(args.cores) == 1 and args.device == "cpu" else "wall"
 
@@ -121,6 +128,7 @@ def main() -> None:
         )
     record = {
         "what": "updates per second of offdiff against d3rlpy 2.8.1",
+        "date": date.today().isoformat(),
         "shape": args.shape,
         "device": args.device,
         "cores": len(args.cores),
@@ -130,8 +138,43 @@ def main() -> None:
         "gflops_of_256_cubed": limit / 1e9,
         "results": results,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(record, indent=1) + "\n")
+    place = f"{len(args.cores)}-core" if args.device == "cpu" else args.device.replace(":", "-")
+    write_text(args.out / f"{args.shape}-{place}.json", json.dumps(record, indent=1) + "\n")
+    write_text(args.out / "README.md", readme(args.out))
+
+
+def readme(folder: Path) -> str:
+    """The table of all records in the folder."""
+    lines = [
+        "# Updates per second against d3rlpy 2.8.1",
+        "",
+        "Made by `benchmarks/learners.py` from the records beside it; how it is measured stands",
+        "there. Medians [p10, p90] over pairs of alternating blocks; batch 256, two hidden layers",
+        "of 256; limit: share of the rate of 256x256x256 products in the same run that the",
+        "arithmetic of our update makes up, ours / d3rlpy's; 8 seeds: time of an update of 8 seeds",
+        "together over that of one.",
+        "",
+        "| machine | shape | learner | ours | d3rlpy | ratio | limit | GFLOP/s | 8 seeds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for path in sorted(folder.glob("*.json")):
+        record = json.loads(path.read_text())
+        on_cpu = record["device"] == "cpu"
+        machine = f"{record['cpu']}, {record['cores']} core" if on_cpu else record["device"]
+        for name, r in record["results"].items():
+            ours, theirs = r["updates_per_second"]["median"], r["peer_updates_per_second"]["median"]
+            many = r.get("cost_of_8_seeds")
+            per_update = r["mflop_per_update"] / 1e3 / record["gflops_of_256_cubed"]
+            lines.append(
+                f"| {machine} | {record['shape']} | {name} | {ours:.1f} | {theirs:.1f} "
+                f"| {_spread(r['ratio'])} | {ours * per_update:.0%} / {theirs * per_update:.0%} "
+                f"| {record['gflops_of_256_cubed']:.0f} | {_spread(many) if many else '-'} |"
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: dict[str, float]) -> str:
+    return f"{values['median']:.2f} [{values['p10']:.2f}, {values['p90']:.2f}]"
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def capped_group(parent: Path | None, limit: int) -> Iterator[Path]:
 
 
 def own_group() -> Path:
-    """This process's memory control group under cgroup v1."""
+    """The memory control group of this process under cgroup v1."""
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if "memory" in controllers.split(","):
@@ -175,8 +175,8 @@ def readme(folder: Path) -> str:
     lines = [
         "# Training from disk",
         "",
-        "Made by `benchmarks/mapped.py` from the records beside it; how it is measured stands there.",
-        "The ratio is mapped over in-memory time per update, median [p10, p90] over the pairs.",
+        "Made by `benchmarks/mapped.py` from the records beside it; how it is measured stands",
+        "there. The ratio is mapped over in-memory time per update, median [p10, p90] over pairs.",
         "",
         "| learner | batch | cores | cap | data | in memory | mapped | ratio | read per update |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -184,11 +184,12 @@ def readme(folder: Path) -> str:
     for path in sorted(folder.glob("*.json")):
         r = json.loads(path.read_text())
         ms, ratio = r["milliseconds_per_update"], r["ratio"]
+        cap, data = (f"{r[name] / 2**20:.0f} MiB" for name in ("cap_bytes", "data_bytes"))
+        memory, mapped = (f"{ms[name]['median']:.1f} ms" for name in ("memory", "mapped"))
         lines.append(
-            f"| {r['algo']} | {r['batch']} | {r['cores']} | {r['cap_bytes'] / 2**20:.0f} MiB "
-            f"| {r['data_bytes'] / 2**20:.0f} MiB | {ms['memory']['median']:.1f} ms "
-            f"| {ms['mapped']['median']:.1f} ms | **{ratio['median']:.2f}** "
-            f"[{ratio['p10']:.2f}, {ratio['p90']:.2f}] | {r['bytes_read_per_update'] / 1e3:.0f} kB |"
+            f"| {r['algo']} | {r['batch']} | {r['cores']} | {cap} | {data} | {memory} | {mapped} "
+            f"| **{ratio['median']:.2f}** [{ratio['p10']:.2f}, {ratio['p90']:.2f}] "
+            f"| {r['bytes_read_per_update'] / 1e3:.0f} kB |"
         )
     return "\n".join(lines) + "\n"
 
@@ -202,7 +203,7 @@ def main() -> None:
     parser.add_argument("--cap-mib", type=int, default=512, help="granted to the mapped worker")
     parser.add_argument("--cores", type=int, nargs="+", default=[0], help="core numbers, for both")
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--block", type=int, default=320, help="updates per turn")
+    parser.add_argument("--block", type=int, default=560, help="updates per turn")
     parser.add_argument("--cgroup", type=Path, help="control group to make the capped one in")
     parser.add_argument("--disk", type=Path, default=Path("."), help="folder on the disk to use")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
