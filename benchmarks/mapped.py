@@ -18,6 +18,7 @@ one with --cgroup. Writes results/mapped/<algo>-<n>-core.json and rewrites READM
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -203,7 +204,9 @@ def main() -> None:
     parser.add_argument("--cap-mib", type=int, default=512, help="granted to the mapped worker")
     parser.add_argument("--cores", type=int, nargs="+", default=[0], help="core numbers, for both")
     parser.add_argument("--pairs", type=int, default=15)
-    parser.add_argument("--block", type=int, default=560, help="updates per turn")
+    parser.add_argument(
+        "--block", type=int, default=1092, help="updates per turn: one look-ahead of the store"
+    )
     parser.add_argument("--cgroup", type=Path, help="control group to make the capped one in")
     parser.add_argument("--disk", type=Path, default=Path("."), help="folder on the disk to use")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record")
@@ -217,6 +220,8 @@ def main() -> None:
 
     from offdiff.core.files import write_text
 
+    # An end by SIGTERM must not leave the control group and the data behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     cap = args.cap_mib * 2**20
     rows = TIMES_THE_CAP * cap // ROW_BYTES
     with (
