@@ -179,8 +179,9 @@ def readme(folder: Path) -> str:
         "Made by `benchmarks/mapped.py` from the records beside it; how it is measured stands",
         "there. The ratio is mapped over in-memory time per update, median [p10, p90] over pairs.",
         "",
-        "| learner | batch | cores | cap | data | in memory | mapped | ratio | read per update |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| learner | batch | cores | cap | data | in memory | mapped | ratio | pairs "
+        "| read per update |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for path in sorted(folder.glob("*.json")):
         r = json.loads(path.read_text())
@@ -190,6 +191,7 @@ def readme(folder: Path) -> str:
         lines.append(
             f"| {r['algo']} | {r['batch']} | {r['cores']} | {cap} | {data} | {memory} | {mapped} "
             f"| **{ratio['median']:.2f}** [{ratio['p10']:.2f}, {ratio['p90']:.2f}] "
+            f"| {len(r['seconds_of_blocks'])} x {r['updates_per_block']} updates "
             f"| {r['bytes_read_per_update'] / 1e3:.0f} kB |"
         )
     return "\n".join(lines) + "\n"
