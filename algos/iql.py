@@ -25,7 +25,7 @@ class IQLConfig(LearnerConfig):
     """IQL at the paper's sizes."""
 
     scale_observations: bool = True
-    """Standardise observations (the paper does not; it costs nothing and helps on narrow data)."""
+    """Standardise observations, as the CORL library does; the paper does not."""
     expectile: float = 0.7
     """Of the value regression, in [0.5, 1)."""
     inverse_temperature: float = 3.0

@@ -32,7 +32,7 @@ EVAL_SEED = 10_000
 
 
 def learner(name: str, updates: int) -> d3rlpy.algos.QLearningAlgoBase:
-    """The peer's learner with the hyperparameters that the parity grid of `scores.py` gives ours."""
+    """The peer's learner with the hyperparameters of the parity grid in `scores.py`."""
     scaler = StandardObservationScaler()
     if name == "iql":
         return IQLConfig(

@@ -47,7 +47,8 @@ def keep_freed_memory() -> None:
     """Tells glibc to keep big freed blocks instead of handing them back to the system.
 
     A training step frees and takes the same megabytes over and over; without this every step pays
-    the page faults again (a quarter of CQL's time). Does nothing on other C libraries.
+    the page faults again (up to a quarter of the time of CQL, as profiled). Does nothing on other
+    C libraries.
     """
     if platform.libc_ver()[0] != "glibc":
         return
