@@ -12,7 +12,7 @@ from offdiff.algos.losses import (
     expectile_loss,
     gaussian_log_prob,
 )
-from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module, move_toward
+from offdiff.algos.nets import MLP, Critic, TanhMeanGaussian, mlp_module, move_toward
 from offdiff.algos.optim import Adam
 from offdiff.algos.state import Leaf, Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
@@ -62,7 +62,8 @@ class IQLConfig(LearnerConfig):
 
     def network(self, spec: Spec) -> nn.Module:
         """An untrained policy of this shape."""
-        return TanhMean(mlp_module((spec.obs_dim, *self.hidden, spec.action_dim)), spec.action_dim)
+        trunk = mlp_module((spec.obs_dim, *self.hidden, spec.action_dim))
+        return TanhMeanGaussian(trunk, torch.ones(spec.action_dim))
 
 
 class IQL:
@@ -143,8 +144,10 @@ class IQL:
         return [(self.random.uniform(n, h) < keep) / keep for h in self.config.hidden]
 
     def policy(self, seed: int) -> nn.Module:
-        """The mean policy of one seed."""
-        return TanhMean(self.actor.module(seed), self.spec.action_dim)
+        """The mean policy of one seed, with its spread."""
+        c = self.config
+        std = self.log_std.tensor[seed, 0].detach().clamp(c.log_std_min, c.log_std_max).exp()
+        return TanhMeanGaussian(self.actor.module(seed), std)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Networks, target and optimisers."""

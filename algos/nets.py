@@ -269,6 +269,22 @@ class TanhMean(nn.Module):
         return torch.tanh(self.trunk(obs)[..., : self.action_dim])
 
 
+class TanhMeanGaussian(TanhMean):
+    """The same as the mean of a Gaussian whose spread does not depend on the state."""
+
+    std: Tensor
+
+    def __init__(self, trunk: nn.Sequential, std: Tensor) -> None:
+        """std: (A,)."""
+        super().__init__(trunk, len(std))
+        self.register_buffer("std", std)
+
+    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, O) -> mean and standard deviation, (B, A) each."""
+        mean = self(obs)
+        return mean, self.std.expand_as(mean)
+
+
 def _draw(
     weight: Tensor, bias: Tensor, init: Init, head_range: float, generator: torch.Generator
 ) -> None:

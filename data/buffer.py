@@ -66,11 +66,22 @@ class ReplayBuffer:
 class MixedReplay:
     """Batches with an exact share of synthetic transitions."""
 
-    def __init__(self, real: Replay, synthetic: Replay, synthetic_share: float) -> None:
-        """synthetic_share: in [0, 1]; a batch of n holds round(n * share) synthetic transitions."""
+    def __init__(
+        self,
+        real: Replay,
+        synthetic: Replay,
+        synthetic_share: float,
+        synthetic_random: SeedStreams | None = None,
+    ) -> None:
+        """synthetic_share: in [0, 1]; a batch of n holds round(n * share) synthetic transitions.
+
+        synthetic_random: streams that draw the synthetic part; by default those of the real part.
+        (A memory-mapped replay reads ahead well only if nobody else draws from its streams.)
+        """
         if not 0 <= synthetic_share <= 1:
             raise ValueError(f"synthetic_share must lie in [0, 1], got {synthetic_share}")
         self.real, self.synthetic, self.synthetic_share = real, synthetic, synthetic_share
+        self.synthetic_random = synthetic_random
 
     def __len__(self) -> int:
         return len(self.real) + len(self.synthetic)
@@ -81,10 +92,10 @@ class MixedReplay:
         if synthetic == 0:
             return self.real.sample(n, random=random)
         if synthetic == n:
-            return self.synthetic.sample(n, random=random)
+            return self.synthetic.sample(n, random=self.synthetic_random or random)
         parts = (
             self.real.sample(n - synthetic, random=random),
-            self.synthetic.sample(synthetic, random=random),
+            self.synthetic.sample(synthetic, random=self.synthetic_random or random),
         )
         return Batch(*(torch.cat(pair, dim=1) for pair in zip(*parts, strict=True)))
 

@@ -1,58 +1,22 @@
-"""Files of weights: a run's state to resume from, and its policy to deploy. No pickle in either."""
+"""The files of a run: its state to resume from, and its policy to deploy."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from offdiff.core.errors import InputError
-from offdiff.core.files import replacing
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.registry import resolve
+from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.core.types import Spec
-from offdiff.policy import DeployedPolicy
+from offdiff.policy import DeployedPolicy, deploy
 from offdiff.results import plain
 
 POLICY = "policy.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Writes tensors and JSON metadata atomically."""
-    from safetensors.torch import save
-
-    plain_tensors = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}
-    with replacing(path) as temporary:
-        # By Python's own write: of a full disk safetensors' raises no OSError.
-        temporary.write_bytes(save(plain_tensors, {"offdiff": json.dumps(meta)}))
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what `save_tensors` wrote, to the CPU.
-
-    Raises InputError for a missing, damaged or foreign file; a pickle is refused, never loaded.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a run folder that holds one")
-    if path.open("rb").read(4)[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        raise InputError(
-            f"{path} holds a pickle, which can run any code when read, and is refused; "
-            "save it as safetensors"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {})["offdiff"])
-            return {key: file.get_tensor(key) for key in file.keys()}, meta  # noqa: SIM118 (no dict)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise InputError(
-            f"{path} is damaged or not written by offdiff ({error}); train again or restore a copy"
-        ) from error
 
 
 def save_policy(path: Path, policy: DeployedPolicy, name: str, config: LearnerConfig) -> None:
@@ -75,7 +39,7 @@ def load_policy(path: Path, device: torch.device | str = "cpu") -> DeployedPolic
         scaling = {
             key: tensors[key] for key in ("obs_mean", "obs_std", "action_low", "action_high")
         }
-        policy = DeployedPolicy(network, **scaling)
+        policy = deploy(network, **scaling)
         policy.load_state_dict(tensors)
     except InputError:
         raise

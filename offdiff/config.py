@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from offdiff.algos.iql import IQLConfig
+from offdiff.augment.base import AugmentConfig
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.registry import name_of
@@ -20,6 +21,8 @@ class RunConfig:
     """Bundled sample, path of an HDF5 file, D4RL name, or Minari id (`offdiff data list`)."""
     algo: LearnerConfig = field(default_factory=IQLConfig)
     """The learner and its hyperparameters."""
+    augment: AugmentConfig | None = None
+    """Synthetic experience beside the data; None for the data alone."""
     seeds: tuple[int, ...] = (0,)
     """Training seeds; several are trained as one batched computation."""
     updates: int = 10_000
@@ -82,10 +85,17 @@ class RunConfig:
         """Registered name of the learner, or its module:Class."""
         return name_of("learners", type(self.algo))
 
+    @property
+    def augment_name(self) -> str:
+        """Registered name of the augmenter, or its module:Class; "none"."""
+        return name_of("augmenters", type(self.augment)) if self.augment else "none"
+
     def identity(self, data_sha256: str) -> dict[str, Any]:
         """What the result depends on: runs of equal identity and seeds end in the same numbers."""
         names = ("updates", "log_every", "eval_every", "eval_episodes", "final_episodes",
                  "eval_seed", "conversion", "clip_actions")  # fmt: skip
         values = {name: getattr(self, name) for name in names}
+        if self.augment is not None:
+            values["augment"] = {"name": self.augment_name, **plain(self.augment)}
         data = data_sha256 or self.dataset
         return {"data": data, "algo": self.algo_name, "hyperparameters": plain(self.algo), **values}

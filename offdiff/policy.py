@@ -75,3 +75,33 @@ class DeployedPolicy(nn.Module):
         action = self(obs.reshape(-1, self.obs_mean.shape[0]).to(self.obs_mean.device))
         shape = (*obs.shape[:-1], self.action_low.shape[0])
         return action.reshape(shape).cpu().numpy(), state
+
+
+class GaussianDeployedPolicy(DeployedPolicy):
+    """A deployed policy that also knows how its actions spread: a `GaussianPolicy`.
+
+    It still acts by its mean; the spread serves guidance and likelihoods.
+    """
+
+    @torch.no_grad()
+    def distribution(self, obs: Tensor, /) -> tuple[Tensor, Tensor]:
+        """(B, O) -> mean and standard deviation, (B, A) each, in units where actions are [-1, 1]."""
+        moments: tuple[Tensor, Tensor] = self.network.distribution(  # type: ignore[operator]
+            (obs - self.obs_mean) / self.obs_std
+        )
+        return moments
+
+
+def deploy(
+    network: nn.Module,
+    *,
+    obs_mean: Tensor,
+    obs_std: Tensor,
+    action_low: Tensor,
+    action_high: Tensor,
+) -> DeployedPolicy:
+    """A deployed policy, Gaussian if the network has a `distribution`; see `DeployedPolicy`."""
+    kind = GaussianDeployedPolicy if hasattr(network, "distribution") else DeployedPolicy
+    return kind(
+        network, obs_mean=obs_mean, obs_std=obs_std, action_low=action_low, action_high=action_high
+    )

@@ -19,7 +19,7 @@ from offdiff.data.episodes import Conversion, Episodes
 from offdiff.data.mapped import MappedReplay, write_rows
 from offdiff.data.preprocess import ObservationStats, RewardTransform, reward_transform
 from offdiff.evaluate import Evaluation
-from offdiff.policy import DeployedPolicy
+from offdiff.policy import DeployedPolicy, deploy
 
 CHUNK_ROWS = 65_536
 
@@ -38,7 +38,7 @@ class Prepared:
         """Puts a learner's network between the scaling of observations and of actions."""
         parameter = next(network.parameters())
         action = torch.empty(self.spec.action_dim)
-        return DeployedPolicy(
+        return deploy(
             network,
             obs_mean=torch.as_tensor(self.stats.mean),
             obs_std=torch.as_tensor(self.stats.std),
@@ -66,6 +66,26 @@ class Prepared:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class View:
+    """Transitions in the environment's units -> as a learner sees them."""
+
+    stats: ObservationStats
+    reward: RewardTransform
+
+    def __call__(self, raw: Batch) -> Batch:
+        """Scales observations, transforms rewards; on the device of the batch."""
+        mean, std = (
+            torch.from_numpy(numbers).to(raw.obs.device)
+            for numbers in (self.stats.mean, self.stats.std)
+        )
+        return raw._replace(
+            obs=(raw.obs - mean) / std,
+            next_obs=(raw.next_obs - mean) / std,
+            reward=self.reward(raw.reward),
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Transitions:
     """The usable transitions of some episodes as a learner sees them, made when asked for."""
 
@@ -73,23 +93,17 @@ class Transitions:
     rows: NDArray[np.int64]
     """(M,) usable rows"""
     conversion: Conversion
-    stats: ObservationStats
-    reward: RewardTransform
+    view: View
+    """Real and synthetic transitions pass through the same."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def chunks(self) -> Iterator[Batch]:
         """All transitions in order, CHUNK_ROWS at a time: no second copy of the data is made."""
-        mean, std = torch.from_numpy(self.stats.mean), torch.from_numpy(self.stats.std)
         for start in range(0, len(self), CHUNK_ROWS):
             rows = self.rows[start : start + CHUNK_ROWS]
-            raw = self.episodes.transitions_at(rows, self.conversion)
-            yield raw._replace(
-                obs=(raw.obs - mean) / std,
-                next_obs=(raw.next_obs - mean) / std,
-                reward=self.reward(raw.reward),
-            )
+            yield self.view(self.episodes.transitions_at(rows, self.conversion))
 
 
 def prepare(
@@ -125,7 +139,10 @@ def prepare(
         "behaviour": _behaviour(dataset),
     }
     transitions = Transitions(
-        episodes=used, rows=rows, conversion=conversion, stats=stats, reward=reward
+        episodes=used,
+        rows=rows,
+        conversion=conversion,
+        view=View(stats=stats, reward=reward),
     )
     return Prepared(info=dataset.info, spec=used.spec, stats=stats, record=record), transitions
 

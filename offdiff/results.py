@@ -47,6 +47,8 @@ class RunRecord:
     """Hardware and versions."""
     cost: dict[str, Any]
     """Seconds and updates per second."""
+    augment: dict[str, Any] = field(default_factory=dict)
+    """Augmenter, its model and the diagnostics of every generation; empty without."""
     parents: list[str] = field(default_factory=list)
     """Digests of artefacts the run was made from."""
     schema_version: int = SCHEMA_VERSION

@@ -5,11 +5,13 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from offdiff.augment.base import Source
 from offdiff.checkpoint import CHECKPOINT, POLICY, save_policy
 from offdiff.config import RunConfig
 from offdiff.core.files import require_writable, scratch_folder
@@ -17,6 +19,7 @@ from offdiff.core.numerics import choose_device, keep_freed_memory, use_fastest_
 from offdiff.core.protocols import LearnerConfig, Replay
 from offdiff.core.seeding import SeedStreams
 from offdiff.data.load import load_dataset
+from offdiff.data.places import cache_dir
 from offdiff.environments import make_simulator
 from offdiff.evaluate import Evaluation, evaluate
 from offdiff.folder import ROWS, RunFolder
@@ -24,6 +27,7 @@ from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, W
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
 from offdiff.results import RunRecord, code_version, config_hash, plain, system
+from offdiff.synthesis import Synthesis, generations, start_synthesis
 from offdiff.training import Row, Schedule, Training, train
 from offdiff.video import record_video, require_encoder
 
@@ -43,8 +47,9 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         scratch = stack.enter_context(scratch_folder(config.out)) if config.memory_mapped else None
         dataset = load_dataset(config.dataset, clip_actions=config.clip_actions, scratch=scratch)
         identity = config.identity(dataset.info.sha256)
+        method = config.algo_name + (f"+{config.augment_name}" if config.augment else "")
         folder = RunFolder(
-            config.out, dataset.info.name, config.algo_name, config.seeds, config_hash(identity)
+            config.out, dataset.info.name, method, config.seeds, config_hash(identity)
         )
         if not config.overwrite and (finished := folder.records()):
             folder.clean()  # a kill may have come between the last record and the clean-up
@@ -57,18 +62,34 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         folder.open(identity, resume=config.resume, overwrite=config.overwrite)
         rows = folder.path / ROWS if config.memory_mapped else None
         replay = open_replay(transitions, prepared.spec, device, rows)
+        torch.set_num_threads(config.threads)
+        keep_freed_memory()
+        kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
+        training = _start(config, prepared, replay, device)
+        synthesis = None
+        if config.augment is not None:
+            source = Source(
+                episodes=transitions.episodes,
+                info=dataset.info,
+                device=device,
+                cache=cache_dir(),
+                progress=progress,
+            )
+            synthesis = start_synthesis(config, source, prepared, transitions, training, folder)
         del dataset, transitions  # the replay holds what is needed
 
-    torch.set_num_threads(config.threads)
-    keep_freed_memory()
-    kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
-    training = _start(config, prepared, replay, device)
     if config.resume and (folder.path / CHECKPOINT).exists():
         training.load(folder.path / CHECKPOINT, folder.hash)
-    _train(config, prepared, training, folder, progress)
-    context = _Context(config, prepared, training, folder, identity, system(device, kernels))
+        if synthesis is not None:
+            synthesis.restore(training)
+    _train(config, prepared, training, folder, progress, synthesis)
+    context = _Context(
+        config, prepared, training, folder, identity, system(device, kernels), synthesis
+    )
     records = [_finish(context, position, progress) for position in range(len(config.seeds))]
     folder.clean()
+    if synthesis is not None:
+        synthesis.clean()
     return records
 
 
@@ -89,6 +110,7 @@ class _Context:
     folder: RunFolder
     identity: dict[str, Any]
     system: dict[str, Any]
+    synthesis: Synthesis | None
 
 
 def _start(config: RunConfig, prepared: Prepared, replay: Replay, device: torch.device) -> Training:
@@ -101,7 +123,12 @@ def _start(config: RunConfig, prepared: Prepared, replay: Replay, device: torch.
 
 
 def _train(
-    config: RunConfig, prepared: Prepared, training: Training, folder: RunFolder, progress: bool
+    config: RunConfig,
+    prepared: Prepared,
+    training: Training,
+    folder: RunFolder,
+    progress: bool,
+    synthesis: Synthesis | None,
 ) -> None:
     def curve_point(update: int) -> list[Row]:
         # Other episodes at every point, or the curve would look smoother than it is.
@@ -114,6 +141,7 @@ def _train(
         log_every=config.log_every,
         eval_every=config.eval_every if prepared.info.env_id else 0,
         checkpoint_seconds=config.checkpoint_seconds,
+        generations=generations(config.augment, config.updates) if config.augment else (),
     )
     loggers: list[Logger] = [CSVLogger(folder.path / "metrics.csv", config.seeds, training.updates)]
     if config.tensorboard:
@@ -129,6 +157,7 @@ def _train(
                 loggers=loggers,
                 progress=bar,
                 save=lambda: training.save(folder.path / CHECKPOINT, folder.hash),
+                generate=None if synthesis is None else partial(synthesis.generate, training),
             )
     finally:
         for logger in loggers:
@@ -218,7 +247,9 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
             "updates_per_second": config.updates / training.seconds,
             "eval_seconds": time.perf_counter() - started,
             "replicas_in_process": len(config.seeds),
-        },
+        }
+        | ({"generation_seconds": training.generation_seconds} if context.synthesis else {}),
+        augment=context.synthesis.record(config.seeds[position]) if context.synthesis else {},
     )
     context.folder.write(config.seeds[position], record)
     return record

@@ -1,5 +1,6 @@
 """The one training loop: updates, logs, evaluations, checkpoints, exact resume."""
 
+import bisect
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -10,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offdiff.checkpoint import load_tensors, save_tensors
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import Learner, Replay
 from offdiff.core.seeding import SeedStreams
+from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.core.types import Metrics
 from offdiff.loggers import Logger, ProgressBar
 
@@ -32,10 +33,14 @@ class Training:
     """Draws the batches' indices."""
     noise: SeedStreams
     """Draws the learner's initial weights, noise and dropout."""
+    synthetic: SeedStreams | None = None
+    """Draws the synthetic part of the batches."""
     updates: int = 0
     """Gradient steps done."""
     seconds: float = 0.0
     """Time spent in them."""
+    generation_seconds: float = 0.0
+    """Time spent in generating synthetic experience and looking at it."""
     curve: list[list[Row]] = field(default_factory=list)
     """Evaluations so far: one entry per evaluation, one mapping per seed."""
 
@@ -44,11 +49,14 @@ class Training:
         tensors = _prefixed("learner", self.learner.state_dict())
         tensors |= _prefixed("batches", self.batches.state_dict())
         tensors |= _prefixed("noise", self.noise.state_dict())
+        if self.synthetic is not None:
+            tensors |= _prefixed("synthetic", self.synthetic.state_dict())
         meta = {
             "kind": "checkpoint",
             "config_hash": config_hash,
             "updates": self.updates,
             "seconds": self.seconds,
+            "generation_seconds": self.generation_seconds,
             "curve": self.curve,
         }
         save_tensors(path, tensors, meta)
@@ -64,7 +72,10 @@ class Training:
         self.learner.load_state_dict(_own("learner", tensors))
         self.batches.load_state_dict(_own("batches", tensors))
         self.noise.load_state_dict(_own("noise", tensors))
+        if self.synthetic is not None:
+            self.synthetic.load_state_dict(_own("synthetic", tensors))
         self.updates, self.seconds = meta["updates"], meta["seconds"]
+        self.generation_seconds = meta["generation_seconds"]
         self.curve = meta["curve"]
 
 
@@ -79,11 +90,15 @@ class Schedule:
     """0: only after the last update."""
     checkpoint_seconds: float
     """Least time between two checkpoints; their moments do not influence the result."""
+    generations: Sequence[int] = ()
+    """Rising updates before which synthetic experience is generated."""
 
     def next_stop(self, update: int) -> int:
-        """The next update after which something is logged or evaluated."""
+        """The next update after which something is logged, evaluated or generated."""
         periods = [self.log_every] + [self.eval_every] * (self.eval_every > 0)
-        return min([self.updates, *((update // period + 1) * period for period in periods)])
+        regular = ((update // period + 1) * period for period in periods)
+        following = bisect.bisect_right(self.generations, update)
+        return min([self.updates, *regular, *self.generations[following : following + 1]])
 
     def evaluates_at(self, update: int) -> bool:
         """True where the learning curve has a point; the end is left to the final evaluation."""
@@ -98,13 +113,20 @@ def train(
     loggers: Sequence[Logger],
     progress: ProgressBar,
     save: Callable[[], None],
+    generate: Callable[[int], None] | None = None,
 ) -> None:
     """Brings `training` to the schedule's last update.
 
+    generate: called before the updates of `schedule.generations`, with a checkpoint just saved.
     Raises InputError if a metric stops being finite; the last checkpoint is then from before.
     """
     last_save = time.monotonic()
     while training.updates < schedule.updates:
+        if generate is not None and training.updates in schedule.generations:
+            save()
+            begun = time.perf_counter()
+            generate(training.updates)
+            training.generation_seconds += time.perf_counter() - begun
         start, begun = training.updates, time.perf_counter()
         stop = schedule.next_stop(start)
         totals = _update_until(training, stop, schedule.batch_size, progress)

@@ -19,10 +19,11 @@ from offdiff.algos.bc import BCConfig
 from offdiff.algos.iql import IQLConfig
 from offdiff.algos.rebrac import ReBRACConfig
 from offdiff.algos.td3bc import TD3BCConfig
-from offdiff.checkpoint import load_policy, load_tensors
+from offdiff.checkpoint import load_policy
 from offdiff.config import RunConfig
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import LearnerConfig
+from offdiff.core.tensors import load_tensors
 from offdiff.data.episodes import Episodes
 from offdiff.data.hdf5 import write_hdf5
 from offdiff.results import RunRecord, read_record

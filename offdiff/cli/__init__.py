@@ -10,6 +10,10 @@ from offdiff.core.errors import InputError, unknown_name
 COMMANDS = {
     "run": ("offdiff.cli.run", "train learners on a dataset and evaluate them"),
     "eval": ("offdiff.cli.eval", "evaluate a finished run again: more episodes, video, FQE"),
+    "augment": ("offdiff.cli.augment", "write synthetic experience as a dataset"),
+    "model train": ("offdiff.cli.model", "train a world model and keep it for later runs"),
+    "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
+    "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
     "export": ("offdiff.cli.export", "write a run's policy as ONNX or TorchScript, checked"),
     "data list": ("offdiff.cli.data", "list known datasets"),
     "data info": ("offdiff.cli.data", "describe and check one dataset"),
@@ -18,6 +22,9 @@ COMMANDS = {
     "data generate": ("offdiff.cli.generate", "make a Maze2D dataset with a waypoint controller"),
 }
 """Command -> (module, summary). A module's `main(command, args)` is imported when it is used."""
+
+GROUPS = {name.partition(" ")[0] for name in COMMANDS if " " in name}
+"""First words of the commands that have two."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,9 +53,9 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"offdiff {version('offdiff')}")
         return 0
-    words = 2 if args[0] == "data" else 1
-    if args[0] == "data" and (len(args) == 1 or args[1] in ("-h", "--help")):
-        print(_help("data "))
+    words = 2 if args[0] in GROUPS else 1
+    if args[0] in GROUPS and (len(args) == 1 or args[1] in ("-h", "--help")):
+        print(_help(f"{args[0]} "))
         return 0
     command = " ".join(args[:words])
     if command not in COMMANDS:
@@ -60,6 +67,8 @@ def _dispatch(args: list[str]) -> int:
 
 def _help(prefix: str = "") -> str:
     lines = [f"usage: offdiff {prefix}COMMAND ...", "", "commands:"]
-    lines += [f"  {name:<15} {about}" for name, (_, about) in COMMANDS.items() if prefix in name]
+    lines += [
+        f"  {name:<15} {about}" for name, (_, about) in COMMANDS.items() if name.startswith(prefix)
+    ]
     lines += ["", "offdiff COMMAND --help explains one. Start with: offdiff run --algo iql"]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from offdiff.core.errors import InputError, unknown_name
 from offdiff.core.registry import names, resolve
 
 if TYPE_CHECKING:
+    from offdiff.augment.base import AugmentConfig
     from offdiff.config import RunConfig
     from offdiff.results import RunRecord
 
@@ -19,12 +20,15 @@ Examples:
   offdiff run --algo iql                                  the bundled sample: minutes on a laptop
   offdiff run --algo td3bc --dataset hopper-medium-v2 --preset paper --seeds 0 1 2 3
   offdiff run --algo iql --dataset my.hdf5 --algo.expectile 0.8
+  offdiff run --algo iql --augment pgd                    with policy-guided synthetic experience
   offdiff run --algo my_package:MyConfig                  a learner of your own
   offdiff run --algo iql --resume                         continue where a stopped run left off
 
 Chosen before the rest:
   --algo NAME        learner: {algos}, or module:Class (default iql)
-  --preset NAME      laptop: minutes on two cores (default); paper: 1M updates, 100 final episodes
+  --augment NAME     synthetic experience: {augmenters}, or module:Class (default none)
+  --preset NAME      laptop: minutes on two cores (default); paper: 1M updates, 100 final episodes,
+                     and the augmenter at the sizes of its paper
   --published NAME   hyperparameters published for a D4RL dataset, e.g. hopper-medium-v2, or `auto`
                      for those of --dataset; what is given on the command line still wins
 """
@@ -47,6 +51,7 @@ def main(command: str, args: list[str]) -> int:
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--algo", default="iql")
+    first.add_argument("--augment", default="none")
     first.add_argument("--preset", default="laptop")
     first.add_argument("--published", default="")
     first.add_argument("--dataset", default="sample")
@@ -60,7 +65,9 @@ def main(command: str, args: list[str]) -> int:
         args=rest,
         default=default,
         prog="offdiff run",
-        description=INTRODUCTION.format(algos=", ".join(names("learners"))),
+        description=INTRODUCTION.format(
+            algos=", ".join(names("learners")), augmenters=", ".join(names("augmenters"))
+        ),
         config=(tyro.conf.AvoidSubcommands,),
     )
     from offdiff.run import run
@@ -77,7 +84,12 @@ def _default(chosen: argparse.Namespace) -> "RunConfig":
     if chosen.preset not in PRESETS:
         raise unknown_name("preset", chosen.preset, PRESETS)
     algo = config_from_json(resolve("learners", chosen.algo), {})
-    config = RunConfig(dataset=chosen.dataset, algo=algo, **PRESETS[chosen.preset])  # type: ignore[arg-type]
+    config = RunConfig(
+        dataset=chosen.dataset,
+        algo=algo,
+        augment=augment_config(chosen.augment, paper=chosen.preset == "paper"),
+        **PRESETS[chosen.preset],  # type: ignore[arg-type]
+    )
     if chosen.published:
         from offdiff.algos.published import published
 
@@ -85,6 +97,22 @@ def _default(chosen: argparse.Namespace) -> "RunConfig":
         fields, source = published(chosen.algo, name)
         config = replace(config, algo=replace(algo, **fields), provenance=source)
     return config
+
+
+def augment_config(name: str, *, paper: bool) -> "AugmentConfig | None":
+    """The augmenter of this name with its defaults, or at the sizes of its paper.
+
+    Raises InputError for unknown names and classes that are no augmenter's.
+    """
+    from offdiff.augment.base import AugmentConfig
+
+    if name == "none":
+        return None
+    kind = resolve("augmenters", name)
+    if not issubclass(kind, AugmentConfig):
+        raise InputError(f"{name!r} is no augmenter config; it must derive from AugmentConfig")
+    config = kind()
+    return config.at_paper_size() if paper else config
 
 
 def _print(records: "list[RunRecord]", out: Path) -> None:
@@ -95,7 +123,8 @@ def _print(records: "list[RunRecord]", out: Path) -> None:
     first = records[0]
     behaviour = first.data["behaviour"]
     updates = first.algo["n_gradient_steps"]
-    title = f"{first.algo['name']} on {first.data['dataset_id']}, {updates} updates"
+    method = first.algo["name"] + (f" + {first.augment['name']}" if first.augment else "")
+    title = f"{method} on {first.data['dataset_id']}, {updates} updates"
     table = Table("policy", "episodes", "return", "D4RL score", title=title)
     table.add_row(
         "behaviour in the data",

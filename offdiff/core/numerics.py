@@ -1,8 +1,11 @@
 """The machine's side of training: device, matrix products, memory."""
 
 import ctypes
+import os
 import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -56,6 +59,17 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     library.mallopt(mmap_threshold, 1 << 30)
     library.mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Runs a block with so many CPU threads; 0 takes every core this process may use."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or len(os.sched_getaffinity(0)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,13 +6,13 @@ Dimension letters: S seeds trained together, B batch, O observation, A action.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from offdiff.core.seeding import SeedStreams
-from offdiff.core.types import Batch, Metrics, Spec
+from offdiff.core.types import Batch, Metrics, Spec, Trajectories
 
 
 @runtime_checkable
@@ -25,6 +25,39 @@ class Policy(Protocol):
 
     def reset(self, which: Tensor, /) -> None:
         """which: (B,) bool, the environments that began a new episode."""
+        ...
+
+
+@runtime_checkable
+class GaussianPolicy(Policy, Protocol):
+    """A policy that also says how likely other actions are."""
+
+    def distribution(self, obs: Tensor, /) -> tuple[Tensor, Tensor]:
+        """(B, O) observations -> mean and standard deviation of its actions, (B, A) each."""
+        ...
+
+
+@runtime_checkable
+class Augmenter(Protocol):
+    """Makes synthetic experience, near the policy that is being trained if it takes heed of it."""
+
+    @property
+    def window(self) -> int:
+        """Transitions of a generated window."""
+        ...
+
+    def generate(
+        self, n: int, policy: Policy | None, *, generator: torch.Generator
+    ) -> Trajectories:
+        """n windows in the environment's units, on the augmenter's device.
+
+        policy: the one being trained; None before its training began.
+        Everything random comes from `generator`, which lives on the same device.
+        """
+        ...
+
+    def provenance(self) -> dict[str, Any]:
+        """What the experience is made with, for the run record: plain JSON."""
         ...
 
 

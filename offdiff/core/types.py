@@ -1,12 +1,14 @@
 """The values that travel between modules.
 
-Dimension letters: S seeds trained together, B batch, N rows, O observation, A action.
+Dimension letters: S seeds trained together, B batch, N rows or windows, L transitions of a window,
+O observation, A action.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Metrics = Mapping[str, Tensor]
@@ -46,3 +48,74 @@ class Spec:
     def row_width(self) -> int:
         """Numbers in one stored transition."""
         return 2 * (self.obs_dim + self.action_dim) + 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trajectories:
+    """Windows of L transitions between L + 1 observations, in the environment's units.
+
+    Every transition has its true successor, the last one too. Actions lie in [-1, 1]. Transitions
+    outside the mask hold arbitrary finite values. Shapes are checked: ValueError.
+    """
+
+    obs: Tensor
+    """(N, L + 1, O)"""
+    action: Tensor
+    """(N, L, A)"""
+    reward: Tensor
+    """(N, L)"""
+    terminal: Tensor
+    """(N, L) float, 1.0 where the transition ended the task"""
+    mask: Tensor
+    """(N, L) bool, False after a terminal transition and where a filter rejected one"""
+
+    def __post_init__(self) -> None:
+        n, steps = self.reward.shape
+        shapes_agree = (
+            self.obs.shape[:2] == (n, steps + 1)
+            and self.action.shape[:2] == (n, steps)
+            and self.terminal.shape == self.mask.shape == (n, steps)
+            and self.mask.dtype == torch.bool
+        )
+        if not shapes_agree:
+            shapes = {name: tuple(value.shape) for name, value in vars(self).items()}
+            raise ValueError(f"parts of a Trajectories disagree: {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.reward)
+
+    @property
+    def horizon(self) -> int:
+        """Transitions L of every window."""
+        return self.reward.shape[1]
+
+    @property
+    def spec(self) -> Spec:
+        """Sizes of observation and action."""
+        return Spec(self.obs.shape[-1], self.action.shape[-1])
+
+    def transitions(self, *, need_next_action: bool = False) -> Batch:
+        """The transitions inside the mask, fields (M, ...); never across two windows.
+
+        need_next_action: leave out those after which the window holds no action, unless terminal.
+        """
+        keep = self.mask
+        if need_next_action:
+            followed = torch.zeros_like(keep)
+            followed[:, :-1] = keep[:, 1:]
+            keep = keep & (followed | self.terminal.bool())
+        following = self.action.roll(-1, dims=1)
+        return Batch(
+            obs=self.obs[:, :-1][keep],
+            action=self.action[keep],
+            reward=self.reward[keep],
+            next_obs=self.obs[:, 1:][keep],
+            terminal=self.terminal[keep],
+            next_action=following[keep],
+        )
+
+
+def join(parts: Sequence[Trajectories]) -> Trajectories:
+    """Windows of one shape, one after the other."""
+    names = Trajectories.__dataclass_fields__
+    return Trajectories(**{name: torch.cat([getattr(p, name) for p in parts]) for name in names})

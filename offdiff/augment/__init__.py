@@ -1,0 +1,1 @@
+"""Synthetic experience: augmenters that feed a learner beside its dataset."""

@@ -1,0 +1,196 @@
+"""Augmenters that sample a world model: unguided, policy-guided, policy-guided as released."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from offdiff.augment.base import AugmentConfig, Source
+from offdiff.augment.cache import world_model
+from offdiff.augment.dynamics import DynamicsConfig, load_or_train
+from offdiff.augment.filtering import Filtered
+from offdiff.augment.sampler import DiffusionAugmenter, Draw, Prepare
+from offdiff.augment.strength import tuned_strength
+from offdiff.core.protocols import Augmenter, Policy
+from offdiff.data.windows import episodes_hash
+from offdiff.diffusion.config import PAPER, ModelConfig
+from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.guidance import PolicyGuidance, guided, guided_jointly
+from offdiff.diffusion.released import ReleasedGuidance, sample_released
+from offdiff.diffusion.sampling import karras_sigmas, sample_dpmpp_2m, sample_euler, sample_heun
+from offdiff.diffusion.world_model import WorldModel, load_model
+
+Solver = Literal["heun", "euler", "dpmpp"]
+SOLVERS = {"heun": sample_heun, "euler": sample_euler, "dpmpp": sample_dpmpp_2m}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionConfig(AugmentConfig):
+    """What all augmenters share that sample a world model."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The world model; trained once per dataset and kept in the cache."""
+    model_file: str = ""
+    """Use this trained model (`offdiff model train`) instead; it must be of the same data."""
+    levels: int = 16
+    """Noise levels of the sampler."""
+    chunk: int = 0
+    """Windows sampled at a time; 0 for 256 on a CPU, 8192 on a GPU."""
+    threads: int = 1
+    """CPU threads of training and sampling the model; 0 for all cores. More than one helps on idle
+    cores, and harms badly on busy ones."""
+    drop_share: float = 0.0
+    """Share of the transitions that is dropped as least believable to an ensemble of dynamics."""
+    dynamics: DynamicsConfig = field(default_factory=DynamicsConfig)
+    """That ensemble, trained once per dataset if anything is to be dropped."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.levels <= 10_000:
+            raise ValueError(f"levels must lie in [1, 10000], got {self.levels}")
+        if not 0 <= self.drop_share < 1:
+            raise ValueError(f"drop_share must lie in [0, 1), got {self.drop_share}")
+
+    def at_paper_size(self) -> Self:
+        """With the largest network and long training as well."""
+        return replace(super().at_paper_size(), model=PAPER)
+
+    @abstractmethod
+    def prepare(self, model: WorldModel) -> Prepare:
+        """How windows are drawn from the model."""
+
+    def build(self, source: Source) -> Augmenter:
+        """Loads the model, or trains it if no earlier run has."""
+        if self.model_file:
+            path, data_hash = Path(self.model_file).expanduser(), episodes_hash(source.episodes)
+            model = load_model(path, source.device, data_hash=data_hash)
+        else:
+            model = world_model(source, self.model, cpu_threads=self.threads)
+        chunk = self.chunk or (8192 if source.device.type == "cuda" else 256)
+        augmenter = DiffusionAugmenter(
+            model, self.prepare(model), chunk=chunk, cpu_threads=self.threads
+        )
+        if self.drop_share == 0:
+            return augmenter
+        return Filtered(augmenter, load_or_train(source, self.dynamics), self.drop_share)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnguidedConfig(DiffusionConfig):
+    """Windows of the behaviour's own distribution, as SynthER makes single transitions."""
+
+    solver: Solver = "heun"
+    """heun: second order, two calls per level; dpmpp: second order, one; euler: first order."""
+
+    def prepare(self, model: WorldModel) -> Prepare:
+        """The solver from pure noise, whatever the policy."""
+
+        def prepare(policy: Policy | None, generator: torch.Generator) -> Draw:
+            return _solve(model, self.levels, self.solver)
+
+        return prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGDConfig(DiffusionConfig):
+    """Policy-guided diffusion, calibrated: samples p(window) * policy(actions | states)^strength.
+
+    arXiv 2404.06356 with the repairs of DESIGN.md. The first generation, before the policy has
+    been trained, is not guided.
+    """
+
+    strength: float | Literal["auto"] = 1.0
+    """Exponent of the policy, or auto: as strong as makes actions spread about the policy's mean as
+    the policy itself would spread them."""
+    policy_std: float = 1.0
+    """Spread that a deterministic policy is taken to have, in action units."""
+    joint: bool = False
+    """Let states follow the guided actions at every level, for a backward pass per network call."""
+    solver: Solver = "heun"
+    """heun: second order, two calls per level; dpmpp: second order, one; euler: first order."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.strength != "auto" and not self.strength >= 0:
+            raise ValueError(f"strength must be >= 0 or auto, got {self.strength}")
+        if not 0 < self.policy_std <= 10:
+            raise ValueError(f"policy_std must lie in (0, 10], got {self.policy_std}")
+
+    def prepare(self, model: WorldModel) -> Prepare:
+        """The solver, its denoiser moved towards the policy."""
+
+        def prepare(policy: Policy | None, generator: torch.Generator) -> Draw:
+            solve = _solve(model, self.levels, self.solver)
+            move = guided_jointly if self.joint else guided
+            if policy is None or self.strength == 0:
+                return solve
+
+            def draw_with(strength: float) -> Draw:
+                guidance = PolicyGuidance(
+                    codec=model.codec,
+                    policy=policy,
+                    strength=strength,
+                    policy_std=self.policy_std,
+                    variance=model.errors,
+                )
+                return lambda denoise, n, random: solve(move(denoise, guidance), n, random)
+
+            if self.strength == "auto":
+                return draw_with(
+                    tuned_strength(draw_with, model, policy, self.policy_std, generator)
+                )
+            return draw_with(self.strength)
+
+        return prepare
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleasedPGDConfig(DiffusionConfig):
+    """Policy-guided diffusion by the arithmetic of its authors' code, to be compared with."""
+
+    levels: int = 256
+    """Noise levels of the sampler."""
+    coefficient: float = 1.0
+    """Guidance coefficient (--policy_guidance_coeff)."""
+    policy_std: float = 1.0
+    """Spread that a deterministic policy is taken to have, in action units."""
+    normalise: bool = True
+    """Steps of unit length (--normalize_action_guidance)."""
+    denoised: bool = True
+    """Policy asked at the clean estimate (--denoised_guidance)."""
+
+    def prepare(self, model: WorldModel) -> Prepare:
+        """The released sampler and guidance."""
+        sigmas = karras_sigmas(self.levels)
+
+        def prepare(policy: Policy | None, generator: torch.Generator) -> Draw:
+            guidance = policy and ReleasedGuidance(
+                codec=model.codec,
+                policy=policy,
+                coefficient=self.coefficient,
+                policy_std=self.policy_std,
+                normalise=self.normalise,
+                denoised=self.denoised,
+            )
+
+            def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
+                noise = model.noise(n, float(sigmas[0]), generator=random)
+                return sample_released(
+                    denoise, noise, sigmas, generator=random, guidance=guidance or None
+                )
+
+            return draw
+
+        return prepare
+
+
+def _solve(model: WorldModel, levels: int, solver: Solver) -> Draw:
+    sigmas = karras_sigmas(levels)
+
+    def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
+        return SOLVERS[solver](denoise, model.noise(n, float(sigmas[0]), generator=random), sigmas)
+
+    return draw

@@ -1,0 +1,1 @@
+"""Trajectory diffusion: denoisers, samplers, guidance, world models."""

@@ -1,0 +1,93 @@
+"""What decides a trained world model."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+
+from offdiff.core.errors import unknown_name
+from offdiff.data.codec import ActionMap
+from offdiff.diffusion.denoiser import LevelMode
+from offdiff.diffusion.networks import NETWORKS
+
+RANGES: dict[str, tuple[float, float]] = {
+    "horizon": (1, 4096),
+    "steps": (1, 2**40),
+    "batch_size": (1, 2**20),
+    "learning_rate": (1e-9, 1),
+    "warmup": (0, 1),
+    "weight_decay": (0, 1),
+    "gradient_norm": (1e-6, 1e9),
+    "ema": (0, 0.999999),
+    "level_std": (1e-3, 10),
+    "holdout": (1e-6, 0.5),
+    "seed": (0, 2**40),
+}
+"""Allowed values, ends included."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A trajectory diffusion model and its training. ValueError for values out of range."""
+
+    horizon: int = 16
+    """Transitions per window."""
+    network: str = "dit-xs"
+    """unet-WIDTH (32, 64, 128, 256, 1024) or dit-SIZE (xs, tiny, s-, s, b)."""
+    action_map: ActionMap = "linear"
+    """How actions become columns: as they are, or through atanh as in PGD's code."""
+    terminals: bool = True
+    """Model where tasks end. Without, no synthetic transition is terminal, as in PGD's code."""
+    levels: LevelMode = "shared"
+    """shared: one noise level per window. mixed: also levels per row and group, for in-painting."""
+    steps: int = 4_000
+    """Gradient steps."""
+    batch_size: int = 64
+    """Windows per step."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule: linear warm-up, then half a cosine to 0."""
+    warmup: float = 0.05
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = 1e-4
+    """Of AdamW, on matrices only."""
+    gradient_norm: float = 1.0
+    """Longer gradients are shortened to this."""
+    ema: float = 0.999
+    """Decay per step of the averaged weights that sampling uses; rises to this in the beginning."""
+    level_mean: float = -1.2
+    """Mean of ln sigma in training."""
+    level_std: float = 1.2
+    """Standard deviation of ln sigma in training."""
+    holdout: float = 0.05
+    """Share of the episodes that is kept for validation."""
+    seed: int = 0
+    """Of initial weights, batches, noise and the choice of held-out episodes."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not (math.isfinite(value) and low <= value <= high):
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        if self.network not in NETWORKS:
+            raise unknown_name("network", self.network, NETWORKS)
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits: equal configurations, equal digits."""
+        return config_digest(self)
+
+
+PAPER = ModelConfig(
+    horizon=32, network="unet-1024", steps=300_000, batch_size=256, learning_rate=3e-4
+)
+"""The network of PGD's scripts; training length and rates of PGD spec 16.4, as theirs are unknown.
+"""
+
+
+def config_digest(config: object) -> str:
+    """16 hexadecimal digits of any dataclass of plain values."""
+    assert dataclasses.is_dataclass(config)
+    assert not isinstance(config, type)
+    text = json.dumps(dataclasses.asdict(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,40 @@
+"""Named sizes of the denoising networks, and what they cost."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from offdiff.core.errors import unknown_name
+from offdiff.diffusion.dit import DiT
+from offdiff.diffusion.unet import UNet
+
+NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
+    "unet-32": partial(UNet, width=32),
+    "unet-64": partial(UNet, width=64),
+    "unet-128": partial(UNet, width=128),
+    "unet-256": partial(UNet, width=256),
+    "unet-1024": partial(UNet, width=1024),  # the authors' size
+    "dit-xs": partial(DiT, width=64, depth=4, heads=4),
+    "dit-tiny": partial(DiT, width=128, depth=4, heads=4),
+    "dit-s-": partial(DiT, width=256, depth=6, heads=4),
+    "dit-s": partial(DiT, width=384, depth=12, heads=6),
+    "dit-b": partial(DiT, width=768, depth=12, heads=12),
+}
+"""All take x (B, T, in_channels) and c_noise (B,), and return (B, T, out_channels)."""
+
+
+def build_network(name: str, in_channels: int, out_channels: int) -> nn.Module:
+    """An untrained network, drawn from torch's global generator on its default device."""
+    if name not in NETWORKS:
+        raise unknown_name("network", name, NETWORKS)
+    return NETWORKS[name](in_channels, out_channels)
+
+
+def forward_flops(name: str, channels: int, rows: int) -> float:
+    """Operations of one window's forward pass: 2 x the multiply-adds of all matrix products."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        build_network(name, channels, channels)(torch.empty(1, rows, channels), torch.empty(1))
+    return float(counter.get_total_flops())
