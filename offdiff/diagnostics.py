@@ -251,7 +251,7 @@ def policy_agreement(
     policy: Policy | None, batch: Batch, policy_std: float
 ) -> PolicyAgreement | None:
     """How the policy sees the actions of some transitions on the CPU; None if it cannot tell."""
-    if policy is None:
+    if policy is None or not len(batch.reward):
         return None
     obs = batch.obs.to(policy.obs_mean.device if isinstance(policy, DeployedPolicy) else CPU)
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """Diagnostics of a run's synthetic experience as one picture."""
 
+import math
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,9 +83,9 @@ def _by_row(panel: "Axes", history: History) -> None:
 
 def _dynamics(panel: "Axes", history: History) -> None:
     _dress(panel, "Dynamics error", UPDATES, ERROR)
-    if not _line(panel, history, "dynamics_mean", SYNTHETIC, "mean"):
+    if not _line(panel, history, "dynamics_mean", SYNTHETIC, "mean", least=SMALLEST):
         return _nothing(panel, NO_SIMULATOR)
-    _line(panel, history, "dynamics_median", SECOND, "median")
+    _line(panel, history, "dynamics_median", SECOND, "median", least=SMALLEST)
     shown = np.concatenate([line.get_ydata() for line in panel.get_lines()])
     floors = [found.floor.mean for _, found in history if found.floor]
     _floor(panel, shown, float(np.median(floors)) if floors else None)
@@ -95,8 +96,7 @@ def _floor(panel: "Axes", shown: NDArray[np.float64], floor: float | None) -> No
     panel.set_yscale("log")
     low, high = panel.get_ylim()
     if floor is not None:
-        lowest = max(float(shown.min()), SMALLEST)
-        beneath = floor < lowest / 10**DECADES
+        beneath = floor < float(shown.min()) / 10**DECADES
         label = f"recorded data, {'below the axis: ' if beneath else ''}{floor:.1g}"
         panel.axhline(max(floor, SMALLEST), ls="--", color=DATA, label=label)
         if beneath:
@@ -141,6 +141,7 @@ def _line(
     *,
     recorded: bool = False,
     scale: float = 1,
+    least: float = -math.inf,
 ) -> bool:
     """Draws a number of `Diagnostics.summary` where it is known; False if it never is."""
     known: dict[int, list[float]] = {}
@@ -149,10 +150,10 @@ def _line(
         if name in summary:
             known.setdefault(update, []).append(scale * summary[name])
     at = sorted(known)
-    middle = [np.median(known[update]) for update in at]
+    middle = [max(float(np.median(known[update])), least) for update in at]
     style = "--" if recorded else "o-"
     if recorded and len(at) == 1:  # a single point would show no dashes
-        panel.axhline(float(middle[0]), ls=style, color=colour, label=label)
+        panel.axhline(middle[0], ls=style, color=colour, label=label)
     elif at:
         panel.plot(at, middle, style, ms=4, color=colour, label=label)
     if len(at) == 1:

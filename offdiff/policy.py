@@ -85,7 +85,7 @@ class GaussianDeployedPolicy(DeployedPolicy):
 
     @torch.no_grad()
     def distribution(self, obs: Tensor, /) -> tuple[Tensor, Tensor]:
-        """(B, O) -> mean and standard deviation, (B, A) each, in units where actions are [-1, 1]."""
+        """(B, O) -> mean and standard deviation, (B, A) each, of actions in [-1, 1]."""
         moments: tuple[Tensor, Tensor] = self.network.distribution(  # type: ignore[operator]
             (obs - self.obs_mean) / self.obs_std
         )

@@ -193,7 +193,7 @@ def make_synthetic(config: SyntheticConfig, *, progress: bool = False) -> tuple[
 def sample_model(file: Path, config: SyntheticConfig) -> tuple[Path, Dataset]:
     """Windows of a trained world model, whose data need not be here: `dataset` is not read.
 
-    A model knows neither environment nor action bounds: the actions written lie in [-1, 1].
+    So no window is cut as unbelievable, and the actions written lie in [-1, 1].
     config.augment: a diffusion augmenter. Raises InputError for a destination that is taken and a
     file that is no model.
     """
@@ -205,8 +205,11 @@ def sample_model(file: Path, config: SyntheticConfig) -> tuple[Path, Dataset]:
     used = dataclasses.replace(augment, model=model.config, model_file=str(file))
     config = dataclasses.replace(config, augment=used)
     chunk = augment.chunk or (8192 if device.type == "cuda" else 256)
-    prepare = augment.prepare(model)
-    augmenter = DiffusionAugmenter(model, prepare, chunk=chunk, cpu_threads=config.threads)
+    # Which observations are believable only the data could tell.
+    limit = torch.full((model.codec.spec.obs_dim,), torch.inf)
+    augmenter = DiffusionAugmenter(
+        model, augment.prepare(model), (-limit, limit), chunk=chunk, cpu_threads=config.threads
+    )
     info = DatasetInfo(
         name=f"data {model.data_hash[:16]}",
         suite="hdf5",

@@ -116,7 +116,7 @@ def test_recorded_windows_pass_every_test(hopper: Dataset, hopper_inspector: Ins
 
 def test_noise_and_inverted_ends_are_seen(hopper: Dataset, hopper_inspector: Inspector) -> None:
     made = windows(hopper.episodes)
-    std = hopper.episodes.obs.std(0)
+    std = torch.from_numpy(hopper.episodes.obs.std(0))
     # The successor alone is moved: every second observation, of transitions that start at others.
     even = torch.arange(HORIZON) % 2 == 0
     shift = torch.zeros(HORIZON + 1, 1)
@@ -210,7 +210,7 @@ def test_nothing_finite_is_still_a_record(inspector: Inspector) -> None:
     assert found.not_finite == found.broken == 1
     assert found.policy is found.novelty is found.wasserstein_obs is None
     assert inspector.inspect(made, Broken()).policy is None
-    huge = inspector.inspect(replace(made, obs=made.obs * 1e37), None)
+    huge = inspector.inspect(replace(made, obs=made.obs * 1e37), Gaussian())
     json.dumps((found.as_json(), huge.as_json()), allow_nan=False)
     assert huge.outside == 1
     assert found.summary().keys() < huge.summary().keys()

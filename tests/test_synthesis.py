@@ -1,4 +1,4 @@
-"""Runs with synthetic experience: every augmenter and learner, resuming, several seeds, refusals."""
+"""Runs with synthetic experience: augmenters, learners, resuming, several seeds, refusals."""
 
 import json
 from dataclasses import dataclass, replace

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from offdiff.augment.base import AugmentConfig, Source
+from offdiff.augment.believable import observed_range
 from offdiff.augment.cache import world_model
 from offdiff.augment.dynamics import DynamicsConfig, load_or_train
 from offdiff.augment.filtering import Filtered
@@ -71,7 +72,11 @@ class DiffusionConfig(AugmentConfig):
             model = world_model(source, self.model, cpu_threads=self.threads)
         chunk = self.chunk or (8192 if source.device.type == "cuda" else 256)
         augmenter = DiffusionAugmenter(
-            model, self.prepare(model), chunk=chunk, cpu_threads=self.threads
+            model,
+            self.prepare(model),
+            chunk=chunk,
+            cpu_threads=self.threads,
+            bounds=observed_range(source.episodes),
         )
         if self.drop_share == 0:
             return augmenter

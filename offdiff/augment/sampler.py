@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from offdiff.augment.believable import cut_unbelievable
 from offdiff.core.errors import InputError
 from offdiff.core.numerics import threads
 from offdiff.core.protocols import Policy
@@ -57,11 +58,21 @@ class DiffusionAugmenter:
     """An `Augmenter` that samples windows from a world model."""
 
     def __init__(
-        self, model: WorldModel, prepare: Prepare, *, chunk: int, cpu_threads: int
+        self,
+        model: WorldModel,
+        prepare: Prepare,
+        *,
+        chunk: int,
+        cpu_threads: int,
+        bounds: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """chunk: windows per network call. cpu_threads: 0 for all cores."""
+        """bounds: (O,) lowest and highest observation that is believed, see `observed_range`.
+
+        chunk: windows per network call. cpu_threads: 0 for all cores.
+        """
         self.model = model
         self._prepare = prepare
+        self._bounds = bounds and tuple(bound.to(model.device) for bound in bounds)
         self._chunk = chunk
         self._threads = cpu_threads
         self.calls_per_window = 0
@@ -90,7 +101,8 @@ class DiffusionAugmenter:
                 rows = draw(watch, size, generator)
                 watch.require_finite("sampling")
                 self.calls_per_window = watch.calls
-                parts.append(self.model.codec.decode(rows))
+                made = self.model.codec.decode(rows)
+                parts.append(cut_unbelievable(made, *self._bounds) if self._bounds else made)
         return join(parts)
 
     def provenance(self) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from offdiff.augment.base import AugmentConfig, Source
+from offdiff.augment.believable import observed_range
 from offdiff.augment.dynamics import DynamicsConfig, DynamicsEnsemble, load_or_train
 from offdiff.core.errors import InputError
 from offdiff.core.protocols import GaussianPolicy, Policy
 from offdiff.core.types import Trajectories
-from offdiff.data.episodes import Episodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,17 +129,3 @@ class WorldModel:
         """(N, O), (N,) -> (N,) bool; False for NaN too, with which every comparison is false."""
         low, high = self.bounds
         return ((next_obs >= low) & (next_obs <= high)).all(-1) & reward.isfinite()
-
-
-def observed_range(episodes: Episodes) -> tuple[Tensor, Tensor]:
-    """(O,), (O,): three standard deviations beyond the lowest and highest observation."""
-    obs = episodes.obs
-    # Where tasks end only the successors show how far states reach.
-    low = np.minimum(obs.min(0), episodes.next_obs.min(0))
-    high = np.maximum(obs.max(0), episodes.next_obs.max(0))
-    # Constant numbers need room for the dynamics' rounding.
-    margin = 3 * obs.std(0, dtype=np.float64) + 1e-4
-    return (
-        torch.from_numpy((low - margin).astype(np.float32)),
-        torch.from_numpy((high + margin).astype(np.float32)),
-    )

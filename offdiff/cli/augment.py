@@ -80,8 +80,9 @@ def sample(
 ) -> None:
     """Write windows of a world model as a dataset, guided by nothing.
 
-    The file alone knows neither environment nor action bounds: actions are written in [-1, 1].
-    `offdiff augment --augment unguided --augment.model-file FILE --dataset D` takes them from D.
+    The file alone knows neither environment nor action bounds nor which observations are
+    believable: actions are written in [-1, 1], nothing is cut. With the data, use
+    `offdiff augment --augment unguided --augment.model-file FILE --dataset D`.
 
     Args:
         file: world model, or folder that holds one

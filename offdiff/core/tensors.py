@@ -10,7 +10,6 @@ from torch import Tensor
 from offdiff.core.errors import InputError
 from offdiff.core.files import replacing
 
-
 PICKLES = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of files that torch.save and pickle write."""
 

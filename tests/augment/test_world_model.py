@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from offdiff.augment.base import Source
+from offdiff.augment.believable import observed_range
 from offdiff.augment.dynamics import DynamicsConfig, DynamicsEnsemble, Scaling
 from offdiff.augment.networks import Networks
-from offdiff.augment.world_model import WorldModel, WorldModelConfig, observed_range
+from offdiff.augment.world_model import WorldModel, WorldModelConfig
 from offdiff.core.errors import InputError
 from offdiff.core.types import Trajectories
 from offdiff.data.dataset import DatasetInfo

@@ -16,11 +16,12 @@ from offdiff.core.files import sha256
 from offdiff.core.types import Spec
 from offdiff.data.load import load_dataset
 from offdiff.data.windows import episodes_hash
+from offdiff.diffusion import fit
 from offdiff.diffusion.config import ModelConfig
 from offdiff.policy import deploy
 
 TINY = (
-    *("--augment.model.network", "unet-32", "--augment.model.steps", "20"),
+    *("--augment.model.network", "unet-32", "--augment.model.steps", "8"),
     *("--augment.model.batch-size", "8", "--augment.model.horizon", "4"),
 )
 FEW = ("--augment.levels", "4", "--transitions", "100")
@@ -46,6 +47,7 @@ def augment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     monkeypatch.setenv("OFFDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(fit, "VALIDATION_WINDOWS", 16)  # most of a tiny training's time
     monkeypatch.chdir(tmp_path)
 
     def run(*args: object) -> Outcome:
@@ -101,7 +103,7 @@ def test_pgd_writes_a_dataset_that_says_how_it_was_made(augment: Command, toy_fi
     assert kept["synthesis_seed"] == 3
     config = json.loads(kept["augmenter_config"])
     assert (config["levels"], config["transitions"]) == (4, 100)
-    used = ModelConfig(network="unet-32", steps=20, batch_size=8, horizon=4)
+    used = ModelConfig(network="unet-32", steps=8, batch_size=8, horizon=4)
     assert kept["model_hash"] == used.hash
     assert json.loads(kept["augmenter_provenance"])["model_data_hash"] == kept["source_data_hash"]
     # The same again, from the cached model; and with another seed.
@@ -117,7 +119,7 @@ def test_pgd_writes_a_dataset_that_says_how_it_was_made(augment: Command, toy_fi
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("pgd-released", (*TINY, *FEW)),
+        ("pgd-released", (*TINY, *FEW, "--augment.levels", "32")),
         ("offdiff.augment.diffusion:PGDConfig", (*TINY, *FEW, "--augment.strength", "auto")),
         ("world-model", ROLLOUTS),
     ],

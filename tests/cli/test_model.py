@@ -22,7 +22,7 @@ from offdiff.diffusion.config import ModelConfig
 pytestmark = pytest.mark.usefixtures("own_matmul")
 
 TINY = (
-    *("--model.network", "unet-32", "--model.steps", "20"),
+    *("--model.network", "unet-32", "--model.steps", "8"),
     *("--model.batch-size", "8", "--model.horizon", "4"),
 )
 
@@ -41,6 +41,7 @@ Command = Callable[..., Outcome]
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
     monkeypatch.setenv("OFFDIFF_CACHE", str(folder))
+    monkeypatch.setattr(fit, "VALIDATION_WINDOWS", 16)  # most of a tiny training's time
     monkeypatch.chdir(tmp_path)
     return folder
 
@@ -93,7 +94,7 @@ def test_a_run_finds_the_model(
     device = torch.device("cpu")
     source = Source(episodes=data.episodes, info=data.info, device=device, cache=cache)
     monkeypatch.setattr("offdiff.augment.cache.train_model", None)
-    found = world_model(source, ModelConfig(network="unet-32", steps=20, batch_size=8, horizon=4))
+    found = world_model(source, ModelConfig(network="unet-32", steps=8, batch_size=8, horizon=4))
     assert found.config.horizon == 4
 
 
@@ -137,7 +138,7 @@ def test_a_killed_training_is_continued_by_repeating_the_command(
     step, calls = fit.Fit.step, iter(range(1000))
 
     def interrupted(self: fit.Fit, loss: torch.nn.Module) -> torch.Tensor:
-        if next(calls) == 12:
+        if next(calls) == 5:
             raise KeyboardInterrupt
         return step(self, loss)
 
@@ -148,7 +149,7 @@ def test_a_killed_training_is_continued_by_repeating_the_command(
         seen = model(*args)
     assert seen == Outcome(130, "", "offdiff: interrupted\n")
     (checkpoint,) = cache.rglob(fit.CHECKPOINT)
-    assert load_tensors(checkpoint)[1]["steps"] == 12
+    assert load_tensors(checkpoint)[1]["steps"] == 5
     taken: list[int] = []
 
     def counted(self: fit.Fit, loss: torch.nn.Module) -> torch.Tensor:
@@ -157,7 +158,7 @@ def test_a_killed_training_is_continued_by_repeating_the_command(
 
     monkeypatch.setattr(fit.Fit, "step", counted)
     assert model(*args).code == 0
-    assert taken == list(range(12, 20))
+    assert taken == list(range(5, 8))
     assert file.read_bytes() == undisturbed
     assert not checkpoint.exists()
 
@@ -223,7 +224,7 @@ def test_info_describes_and_lists(model: Command, cache: Path, toy_file: Path) -
     for place in (file, file.parent):
         seen = model("info", place)
         assert seen.code == 0
-        for words in ("unet-32", "batch size", "parameters", "validation loss after 20 steps"):
+        for words in ("unet-32", "batch size", "parameters", "validation loss after 8 steps"):
             assert words in seen.out
     damaged = cache / "models" / "damaged"
     damaged.mkdir()

@@ -139,6 +139,17 @@ def test_equal_seeds_give_equal_windows_whatever_the_chunk(model: WorldModel) ->
     assert torch.equal(made[0].obs, made[1].obs)
 
 
+def test_windows_end_before_what_is_far_outside_the_data(model: WorldModel) -> None:
+    narrow = (torch.tensor([-0.3]), torch.tensor([0.3]))
+    prepare = UnguidedConfig(levels=8).prepare(model)
+    augmenter = DiffusionAugmenter(model, prepare, chunk=256, cpu_threads=1, bounds=narrow)
+    windows = augmenter.generate(200, None, generator=torch.Generator().manual_seed(0))
+    batch = windows.transitions()
+    assert float(torch.cat((batch.obs, batch.next_obs)).abs().max()) <= 0.3
+    assert bool((windows.mask.int().diff(dim=1) <= 0).all()), "nothing after the first is kept"
+    assert 0.1 < float(windows.mask.float().mean()) < 0.9
+
+
 def test_network_calls_are_counted(model: WorldModel) -> None:
     for config, calls in (
         (UnguidedConfig(levels=16), 31),
