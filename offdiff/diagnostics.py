@@ -26,7 +26,7 @@ from offdiff.simulate import DynamicsError, can_restore, dynamics_error
 
 SAMPLES = 256
 """Windows that are looked at."""
-REFERENCES = 4096
+REFERENCES = 200_000
 """Windows of the data among which the nearest is sought."""
 RECORDED = 16
 """Recorded transitions to compare with, per window that is looked at."""

@@ -137,9 +137,7 @@ def as_episodes(windows: Trajectories) -> Episodes:
     """
     mask, terminal = windows.mask.cpu().numpy(), windows.terminal.cpu().numpy() > 0.5
     if not mask.any():
-        raise InputError(
-            "the synthetic windows hold no usable transition; train the model longer or guide less"
-        )
+        raise InputError("no synthetic transition is usable; train the model longer or guide less")
     followed = np.zeros_like(mask)
     followed[:, :-1] = mask[:, 1:]
     last = (~followed | terminal)[mask]
@@ -193,9 +191,8 @@ def make_synthetic(config: SyntheticConfig, *, progress: bool = False) -> tuple[
 def sample_model(file: Path, config: SyntheticConfig) -> tuple[Path, Dataset]:
     """Windows of a trained world model, whose data need not be here: `dataset` is not read.
 
-    So no window is cut as unbelievable, and the actions written lie in [-1, 1].
-    config.augment: a diffusion augmenter. Raises InputError for a destination that is taken and a
-    file that is no model.
+    So no window is cut as unbelievable, and the actions written lie in [-1, 1]. config.augment: a
+    diffusion augmenter. Raises InputError for a taken destination or a file that is no model.
     """
     require_writable(destination_path(config.to, overwrite=config.overwrite).parent)
     augment, device = config.augment, choose_device(config.device)
@@ -205,11 +202,8 @@ def sample_model(file: Path, config: SyntheticConfig) -> tuple[Path, Dataset]:
     used = dataclasses.replace(augment, model=model.config, model_file=str(file))
     config = dataclasses.replace(config, augment=used)
     chunk = augment.chunk or (8192 if device.type == "cuda" else 256)
-    # Which observations are believable only the data could tell.
-    limit = torch.full((model.codec.spec.obs_dim,), torch.inf)
-    augmenter = DiffusionAugmenter(
-        model, augment.prepare(model), (-limit, limit), chunk=chunk, cpu_threads=config.threads
-    )
+    prepare = augment.prepare(model)
+    augmenter = DiffusionAugmenter(model, prepare, chunk=chunk, cpu_threads=config.threads)
     info = DatasetInfo(
         name=f"data {model.data_hash[:16]}",
         suite="hdf5",

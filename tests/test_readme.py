@@ -2,8 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+
+import offdiff
+from offdiff.algos.bc import BCConfig
+from offdiff.config import RunConfig
+from offdiff.data.hdf5 import write_hdf5
+from offdiff.data.toy import linear_gaussian
+from offdiff.diffusion.config import ModelConfig
+from offdiff.diffusion.fit import train_model
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -46,10 +56,30 @@ def test_the_python_example_runs(
     assert mean_return > 0
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_the_example_of_synthetic_experience_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs" / "synthetic.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    episodes = linear_gaussian(20, terminal_share=0.5)
+    config = ModelConfig(horizon=4, network="unet-32", steps=3, batch_size=8)
+    model = train_model(episodes, config, torch.device("cpu"), tmp_path)
+    model.save(tmp_path / "model.safetensors")
+    write_hdf5(tmp_path / "toy.hdf5", episodes, {})
+    learner = BCConfig(hidden=(8, 8), batch_size=8)
+    run = RunConfig(dataset="toy.hdf5", algo=learner, updates=2, out=Path("runs"), device="cpu")
+    monkeypatch.chdir(tmp_path)
+    (record,) = offdiff.run(run, progress=False)
+    (tmp_path / "run").symlink_to((tmp_path / "runs" / record.run_id).parent)
+    scope: dict[str, Any] = {}
+    exec(compile(code, "synthetic.md", "exec"), scope)
+    assert scope["windows"].action.shape == (64, 4, 1)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/synthetic.md"])
 def test_links_lead_to_files(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text()):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).exists()
 
 
 def test_decisions_are_numbered_and_short() -> None:

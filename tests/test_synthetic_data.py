@@ -106,7 +106,9 @@ def test_the_dataset_says_that_it_is_synthetic_and_keeps_the_task() -> None:
 
 
 def test_windows_without_a_transition_are_refused() -> None:
-    with pytest.raises(InputError, match="no usable transition; train the model longer"):
+    with pytest.raises(
+        InputError, match="no synthetic transition is usable; train the model longer"
+    ):
         as_dataset(windows(["..", ".."]), info(), BEHAVIOUR)
 
 

@@ -137,16 +137,12 @@ def test_other_augmenters(
 
 
 def test_transitions_that_a_filter_drops_split_their_windows(
-    augment: Command, toy_file: Path, monkeypatch: pytest.MonkeyPatch
+    augment: Command, toy_file: Path
 ) -> None:
-    from offdiff.augment import diffusion
-    from offdiff.augment.dynamics import DynamicsConfig
-
-    small = DynamicsConfig(updates=2, hidden=(8,), members=2, elites=1)
-    monkeypatch.setattr(diffusion, "DynamicsConfig", lambda: small)
+    small = ROLLOUTS[: ROLLOUTS.index("--augment.horizon")]
     args = ("--augment", "unguided", "--dataset", toy_file, *TINY, *FEW)
     assert augment(*args, "--to", "all.hdf5").code == 0
-    assert augment(*args, "--augment.drop-share", "0.5", "--to", "some.hdf5").code == 0
+    assert augment(*args, *small, "--augment.drop-share", "0.5", "--to", "some.hdf5").code == 0
     every, some = (load_dataset(f"{name}.hdf5").episodes for name in ("all", "some"))
     assert len(some) == len(every) - len(every) // 2
     # Which windows are drawn does not depend on the filter.
