@@ -1,10 +1,11 @@
-"""Trains and evaluates what the tables of scores and of parity with d3rlpy are made of.
+"""Trains and evaluates what the tables of scores, of parity and of augmenters are made of.
 
 The grids below are the whole of it: learner, dataset, updates, seeds, and hyperparameters that
 differ from the learner's defaults. What has a record is not run again, what was stopped is resumed,
 a run that fails does not stop the others: this can be stopped and started at will.
 
-    python benchmarks/scores.py --data FOLDER --workers 2                 all of both grids
+    python benchmarks/scores.py --data FOLDER --workers 2                 all of the grids
+    python benchmarks/scores.py --data FOLDER --grid augment              with synthetic experience
     python benchmarks/scores.py --data FOLDER --grid parity --peer-python peer/bin/python
     python benchmarks/scores.py --data FOLDER --dry-run                   says what is missing
     python benchmarks/table.py                                            then the tables
@@ -23,10 +24,12 @@ import sys
 import tempfile
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from offdiff.augment.base import AugmentConfig
 from offdiff.checkpoint import config_from_json
+from offdiff.cli.run import augment_config
 from offdiff.config import RunConfig
 from offdiff.core.files import sha256
 from offdiff.core.registry import resolve
@@ -51,6 +54,14 @@ class Cell:
     seeds: tuple[int, ...] = (0, 1, 2)
     hyperparameters: dict[str, object] = field(default_factory=dict)
     """Those that are not the learner's defaults."""
+    augment: str = "none"
+    augment_options: dict[str, object] = field(default_factory=dict)
+    """Those that are not the augmenter's defaults; those of its model as "model.steps"."""
+
+    @property
+    def method(self) -> str:
+        """Learner and augmenter, as a run's folder is called."""
+        return self.learner + ("" if self.augment == "none" else f"+{self.augment}")
 
 
 DATASETS = ("hopper-medium-zoo", "hopper-mixed-zoo", "halfcheetah-medium-zoo")
@@ -95,7 +106,30 @@ PARITY = tuple(
         ("cql", 10_000, SMALL_CQL | {"scale_observations": True}),
     )
 )
-GRIDS = {"scores": SCORES, "parity": PARITY}
+TEN_THOUSAND: dict[str, object] = {"every": 10_000, "transitions": 32_000}
+DIFFUSION = TEN_THOUSAND | {"model.steps": 6_000}
+AUGMENTERS: dict[str, dict[str, object]] = {
+    "none": {},
+    "unguided": DIFFUSION,
+    "pgd": DIFFUSION,
+    "pgd-released": DIFFUSION,
+    "world-model": TEN_THOUSAND | {"start": 10_000},
+}
+AUGMENT = tuple(
+    Cell(
+        learner=learner,
+        dataset=dataset,
+        updates=50_000,
+        log_every=500,
+        eval_every=10_000,
+        augment=augment,
+        augment_options=options,
+    )
+    for dataset in DATASETS
+    for learner in ("iql", "td3bc")
+    for augment, options in AUGMENTERS.items()
+)
+GRIDS = {"scores": SCORES, "parity": PARITY, "augment": AUGMENT}
 
 
 @dataclass(frozen=True)
@@ -111,6 +145,7 @@ def our_job(cell: Cell, data: Path, out: Path) -> Job | None:
     config = RunConfig(
         dataset=str(data / f"{cell.dataset}.hdf5"),
         algo=config_from_json(resolve("learners", cell.learner), cell.hyperparameters),
+        augment=augmenter_of(cell),
         seeds=cell.seeds,
         updates=cell.updates,
         log_every=cell.log_every,
@@ -119,16 +154,31 @@ def our_job(cell: Cell, data: Path, out: Path) -> Job | None:
         out=out,
     )
     identity = config.identity(sha256(Path(config.dataset)))
-    folder = RunFolder(out, cell.dataset, cell.learner, cell.seeds, config_hash(identity))
+    folder = RunFolder(out, cell.dataset, cell.method, cell.seeds, config_hash(identity))
     if folder.records():
         return None
     command = [sys.executable, "-m", "offdiff", "run", "--algo", cell.learner]
+    command += ["--augment", cell.augment]
     for name in ("dataset", "updates", "seeds", "log_every", "eval_every", "final_episodes", "out"):
         command += _option(name, getattr(config, name))
     for name, value in cell.hyperparameters.items():
         command += _option(f"algo.{name}", value)
+    for name, value in cell.augment_options.items():
+        command += _option(f"augment.{name}", value)
     resume = ["--resume"] if (folder.path / IDENTITY).exists() else []
-    return Job(f"{cell.learner} on {cell.dataset}, {cell.updates} updates", command + resume)
+    return Job(f"{cell.method} on {cell.dataset}, {cell.updates} updates", command + resume)
+
+
+def augmenter_of(cell: Cell) -> AugmentConfig | None:
+    """The cell's augmenter with its options."""
+    config = augment_config(cell.augment, paper=False)
+    if config is None:
+        return None
+    model = {k.removeprefix("model."): v for k, v in cell.augment_options.items() if "." in k}
+    own = {k: v for k, v in cell.augment_options.items() if "." not in k}
+    if model:
+        own["model"] = replace(config.model, **model)  # type: ignore[attr-defined]
+    return replace(config, **own)  # type: ignore[arg-type]
 
 
 def peer_jobs(cell: Cell, data: Path, out: Path, python: str) -> list[Job]:

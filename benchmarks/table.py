@@ -1,4 +1,4 @@
-"""Writes results/tables/ from records alone: scores of the learners, and parity with d3rlpy.
+"""Writes results/tables/ from records alone: scores, of augmenters too, parity with d3rlpy.
 
     python benchmarks/table.py        reads results/runs/**/run.json and results/peer/*.json
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scores import PARITY, RESULTS, SCORES, Cell
+from scores import AUGMENT, PARITY, RESULTS, SCORES, Cell
 
 from offdiff.core.files import write_text
 from offdiff.data.catalogue import recognise
@@ -176,12 +176,17 @@ def caption(records: Sequence[Record]) -> str:
 
 
 def _key(record: Record) -> Key:
-    algo, changed = record["algo"], record["config"]["diff_from_default"]
-    return record["data"]["dataset_id"], algo["name"], algo["n_gradient_steps"], _text(changed)
+    algo, augment = record["algo"], record.get("augment") or {}
+    name = algo["name"] + (f"+{augment['name']}" if augment else "")
+    changed = record["config"]["diff_from_default"] | {
+        f"augment.{k}": v for k, v in augment.get("diff_from_default", {}).items()
+    }
+    return record["data"]["dataset_id"], name, algo["n_gradient_steps"], _text(changed)
 
 
 def _cell_key(cell: Cell) -> Key:
-    return cell.dataset, cell.learner, cell.updates, _text(cell.hyperparameters)
+    options = {f"augment.{k}": v for k, v in cell.augment_options.items()}
+    return cell.dataset, cell.method, cell.updates, _text(cell.hyperparameters | options)
 
 
 def _text(hyperparameters: Mapping[str, Any]) -> str:
@@ -251,12 +256,18 @@ def main() -> None:
     records = [json.loads(p.read_text()) for p in sorted(args.results.glob("runs/**/run.json"))]
     scored = [record for record in records if "scores" in record["eval"]]
     peers = [json.loads(p.read_text()) for p in sorted(args.results.glob("peer/*.json"))]
-    lines = learner_lines(scored, (*SCORES, *PARITY))
+    augmented = learner_lines(
+        (r for r in scored if _key(r) in set(map(_cell_key, AUGMENT))), AUGMENT
+    )
+    plain = [record for record in scored if not record.get("augment")]
+    lines = learner_lines(plain, (*SCORES, *PARITY))
     pairs = parity_lines(scored, peers, PARITY)
     tables, words = args.results / "tables", caption(scored)
     pages = {
         "learners.md": markdown("Scores of the learners", words, learners_table(lines)),
         "learners.csv": comma_separated(lines),
+        "augmenters.md": markdown("Scores with augmenters", words, learners_table(augmented)),
+        "augmenters.csv": comma_separated(augmented),
         "parity.md": markdown(f"Parity with {PEER}", words, parity_table(pairs)),
         "parity.csv": comma_separated(line for pair in pairs for line in pair),
     }

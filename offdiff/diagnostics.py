@@ -28,6 +28,8 @@ SAMPLES = 256
 """Windows that are looked at."""
 REFERENCES = 200_000
 """Windows of the data among which the nearest is sought."""
+CHUNK = 4_096
+"""Of them compared at a time."""
 RECORDED = 16
 """Recorded transitions to compare with, per window that is looked at."""
 OTHERS = 0.1
@@ -292,7 +294,7 @@ def _take(windows: Trajectories, index: NDArray[np.int64]) -> Trajectories:
 def _nearest(points: Tensor, references: Tensor) -> float:
     """Mean Euclidean distance to the nearest reference."""
     best = torch.full((len(points),), math.inf)
-    for chunk in references.split(REFERENCES):
+    for chunk in references.split(CHUNK):
         nearest = chunk[torch.cdist(points, chunk).argmin(1)]
         # Once more without cdist's cancellation: copies are at 0.
         best = torch.minimum(best, (points - nearest).norm(dim=1))

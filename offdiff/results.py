@@ -74,6 +74,22 @@ def read_record(path: Path) -> RunRecord:
         raise InputError(f"{path} is no run record ({error}); run the experiment again") from error
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from its defaults, as plain JSON; "part.field" inside."""
+    return _differences(config, type(config)())
+
+
+def _differences(config: Any, default: Any) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for f in dataclasses.fields(config):
+        value, usual = getattr(config, f.name), getattr(default, f.name)
+        if dataclasses.is_dataclass(value):
+            found |= {f"{f.name}.{k}": v for k, v in _differences(value, usual).items()}
+        elif value != usual:
+            found[f.name] = plain(value)
+    return found
+
+
 def config_hash(values: dict[str, Any]) -> str:
     """Eight hexadecimal digits that name a configuration."""
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,6 +1,5 @@
 """RunConfig -> trained, evaluated policies and their records."""
 
-import dataclasses
 import sys
 import time
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from offdiff.checkpoint import CHECKPOINT, POLICY, save_policy
 from offdiff.config import RunConfig
 from offdiff.core.files import require_writable, scratch_folder
 from offdiff.core.numerics import choose_device, keep_freed_memory, use_fastest_exact_matmul
-from offdiff.core.protocols import LearnerConfig, Replay
+from offdiff.core.protocols import Replay
 from offdiff.core.seeding import SeedStreams
 from offdiff.data.load import load_dataset
 from offdiff.data.places import cache_dir
@@ -26,7 +25,7 @@ from offdiff.folder import ROWS, RunFolder
 from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, WandbLogger
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
-from offdiff.results import RunRecord, code_version, config_hash, plain, system
+from offdiff.results import RunRecord, changed, code_version, config_hash, plain, system
 from offdiff.synthesis import Synthesis, generations, start_synthesis
 from offdiff.training import Row, Schedule, Training, train
 from offdiff.video import record_video, require_encoder
@@ -225,7 +224,7 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
         config={
             "resolved": plain(config),
             "config_hash": context.folder.hash,
-            "diff_from_default": _changed(config.algo),
+            "diff_from_default": changed(config.algo),
         },
         data=prepared.record,
         seeds={
@@ -253,12 +252,3 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
     )
     context.folder.write(config.seeds[position], record)
     return record
-
-
-def _changed(algo: LearnerConfig) -> dict[str, Any]:
-    default = type(algo)()
-    return {
-        f.name: plain(getattr(algo, f.name))
-        for f in dataclasses.fields(algo)
-        if getattr(algo, f.name) != getattr(default, f.name)
-    }

@@ -25,7 +25,7 @@ from offdiff.folder import RunFolder
 from offdiff.plots import can_plot, plot_diagnostics
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, Transitions, View
-from offdiff.results import plain
+from offdiff.results import changed, plain
 from offdiff.training import Training
 
 DIAGNOSTICS = "synthetic.json"
@@ -127,6 +127,7 @@ class Synthesis:
         return {
             "name": self.name,
             "config": plain(self.config),
+            "diff_from_default": changed(self.config),
             "provenance": self.augmenter.provenance(),
             "generations": [row for row in self.history if row["seed"] == seed],
         }

@@ -68,7 +68,8 @@ class SyntheticConfig:
         for option, value, low in (("transitions", self.count, 1), ("seed", self.seed, 0)):
             if not low <= value < 2**40:
                 raise InputError(f"{option} must be at least {low} and below 2^40, got {value}")
-        if not 0 <= self.threads <= (cores := os.cpu_count() or 1):
+        cores = os.cpu_count() or 1
+        if not 0 <= self.threads <= cores:
             # Far beyond, torch ends the process without a word.
             raise InputError(f"threads must lie in [0, {cores}], got {self.threads}")
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from offdiff.augment.base import Source
+from offdiff.core.files import require_writable
 from offdiff.core.numerics import threads
 from offdiff.data.windows import episodes_hash
 from offdiff.diffusion.config import ModelConfig
@@ -20,11 +21,13 @@ def world_model(source: Source, config: ModelConfig, *, cpu_threads: int = 0) ->
 
     A training that was killed goes on where its last checkpoint left it. Two runs that need the
     same model at the same time train it once: the second one waits.
+    Raises InputError for data it cannot be trained on and a cache that cannot be written.
     """
     from filelock import FileLock
 
     data_hash = episodes_hash(source.episodes)
     folder = model_folder(source.cache, data_hash, config)
+    require_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"), threads(cpu_threads):
         if not (folder / MODEL).exists():

@@ -105,7 +105,8 @@ def _training(args: list[str]) -> tuple[Callable[..., None], list[str]]:
         from offdiff.core.numerics import threads as use_threads
         from offdiff.data.load import load_dataset
 
-        if not 0 <= threads <= (cores := os.cpu_count() or 1):
+        cores = os.cpu_count() or 1
+        if not 0 <= threads <= cores:
             raise InputError(f"threads must lie in [0, {cores}], got {threads}")
         place, data = _device(device), load_dataset(dataset, clip_actions=clip_actions)
         show = sys.stderr.isatty()

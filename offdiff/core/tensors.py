@@ -32,7 +32,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        raise InputError(f"{path} does not exist; give a run folder that holds one")
+        raise InputError(f"{path} does not exist; give the file, or a folder that holds it")
     with path.open("rb") as file_bytes:
         head = file_bytes.read(9)
     # The first bytes of safetensors are the header's length, which may look like a pickle's.

@@ -190,7 +190,17 @@ def test_an_existing_file_is_replaced_only_when_asked(augment: Command, toy_file
         (("--augment", "unguided", "--device", "gpu"), "choose auto, cpu, cuda or cuda:N"),
         (("--augment", "unguided", "--augment.levels", "0"), "levels must lie in [1, 10000]"),
         (("--augment", "unguided", "--augment.model.network", "u"), "unknown network 'u'"),
-        (("--augment", "unguided", "--augment.model.horizon", "11"), "shorten the horizon"),
+        (("--augment", "unguided", "--threads", "-1"), "threads must lie in [0,"),
+        (
+            (
+                "--augment",
+                "unguided",
+                "--augment.model.horizon",
+                "11",
+                "--augment.model.no-terminals",
+            ),
+            "shorten the horizon",
+        ),
         (("--augment", "unguided", "--augment.model-file", "missing"), "missing does not exist"),
     ],
 )

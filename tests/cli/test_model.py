@@ -186,8 +186,10 @@ def test_two_processes_train_one_model_and_the_first_one_talks(
         outputs.append(done.stdout)
     assert "exists already" not in outputs[0]
     assert "exists already" in outputs[1]
-    for name, tensor in load_tensors(file)[0].items():
-        assert_close(tensor, alone[name], atol=1e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+    together = load_tensors(file)[0]
+    for name in alone:
+        if name.startswith("network/"):  # the error curve was measured on fewer windows above
+            assert_close(together[name], alone[name], atol=1e-4, rtol=1e-3)
     assert names(cache) == ["lock", "model.safetensors"]
 
 
@@ -196,7 +198,10 @@ def test_two_processes_train_one_model_and_the_first_one_talks(
     [
         (("--model.network", "unet-65"), "unknown network 'unet-65'; did you mean 'unet-64'"),
         (("--model.steps", "0"), "steps must lie in [1,"),
-        (("--model.horizon", "11"), "longest episode has 10; shorten the horizon"),
+        (
+            ("--model.horizon", "11", "--model.no-terminals"),
+            "longest episode has 10; shorten the horizon",
+        ),
         (("--preset", "papr"), "unknown preset 'papr'; did you mean 'paper'?"),
         (("--preset",), "argument --preset: expected one argument"),
         (("--dataset", "missing.hdf5"), "missing.hdf5: no such file"),
