@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from offdiff.augment.base import Source
     from offdiff.diffusion.config import ModelConfig
-    from offdiff.diffusion.world_model import WorldModel
 
 TRAIN = """Train a world model of a dataset, and keep it where `offdiff run --augment pgd` finds it.
 
@@ -121,9 +120,10 @@ def _training(args: list[str]) -> tuple[Callable[..., None], list[str]]:
 
 def _train(source: "Source", config: "ModelConfig", out: Path | None, overwrite: bool) -> None:
     """Trains unless the cache has the model; writes it to `out`, says where it is."""
-    from offdiff.augment.cache import model_folder
+    from offdiff.augment.cache import ensure_model, model_folder
     from offdiff.core.numerics import use_fastest_exact_matmul
     from offdiff.data.windows import episodes_hash
+    from offdiff.diffusion.distributed import rank
     from offdiff.diffusion.world_model import MODEL, load_model
 
     data_hash = episodes_hash(source.episodes)
@@ -134,8 +134,8 @@ def _train(source: "Source", config: "ModelConfig", out: Path | None, overwrite:
     if source.device.type == "cpu":
         use_fastest_exact_matmul()  # as in a run
     start = time.monotonic()
-    fresh = _train_if_absent(source, config, folder, overwrite)
-    if _rank() > 0:
+    fresh = ensure_model(source, config, folder, overwrite=overwrite)
+    if rank() > 0:
         return
     seconds = time.monotonic() - start
     model = load_model(folder / MODEL, source.device, data_hash=data_hash)
@@ -150,64 +150,6 @@ def _train(source: "Source", config: "ModelConfig", out: Path | None, overwrite:
         f"validation loss {model.validation[-1][1]:.4f} after {config.steps} steps"
         + (f", {seconds:.0f} s" if fresh else "")
     )
-
-
-def _train_if_absent(
-    source: "Source", config: "ModelConfig", folder: Path, overwrite: bool
-) -> bool:
-    """Puts the model into its folder of the cache unless it is there; whether it was trained.
-
-    Under torchrun every process calls this. The first one alone takes the lock and looks, and its
-    answer holds for all: if each waited for the lock, none would come to the training.
-    """
-    from filelock import FileLock
-
-    from offdiff.diffusion.fit import CHECKPOINT, train_model
-    from offdiff.diffusion.world_model import MODEL
-
-    def train() -> "WorldModel":
-        return train_model(source.episodes, config, source.device, folder, progress=source.progress)
-
-    if _rank() > 0:
-        if absent := _agree(None):
-            train()
-        return absent
-    file, checkpoint = folder / MODEL, folder / CHECKPOINT
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
-        if overwrite and file.exists():  # else an unfinished training goes on
-            file.unlink()
-            checkpoint.unlink(missing_ok=True)
-        absent = _agree(not file.exists())
-        if absent:
-            train().save(file)
-            checkpoint.unlink(missing_ok=True)
-    return absent
-
-
-def _agree(absent: bool | None) -> bool:
-    """The first process tells, the others (None) are told whether the model has to be trained.
-
-    Over a key in torchrun's store: no process group is joined before the training.
-    """
-    if absent is not None and os.environ.get("WORLD_SIZE", "1") == "1":
-        return absent
-    from datetime import timedelta
-
-    from torch.distributed.rendezvous import rendezvous
-
-    store, _, _ = next(rendezvous("env://"))
-    key = "offdiff model absent"
-    if absent is None:
-        # Another run may hold the lock for as long as a training takes.
-        store.wait([key], timedelta(days=30))
-        return bool(store.get(key) == b"1")
-    store.set(key, "1" if absent else "0")
-    return absent
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", "0"))
 
 
 def _device(name: str) -> "torch.device":

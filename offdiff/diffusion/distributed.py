@@ -57,3 +57,29 @@ def distributed(device: torch.device) -> Iterator[Group]:
         yield Group(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def rank() -> int:
+    """The number of this process among those that `torchrun` started; 0 alone."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def agree(answer: bool | None) -> bool:
+    """The first process's answer, for all of them; the others give None.
+
+    Over a key in torchrun's store: no process group is joined before the training.
+    """
+    if answer is not None and os.environ.get("WORLD_SIZE", "1") == "1":
+        return answer
+    from datetime import timedelta
+
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, _ = next(rendezvous("env://"))
+    key = "offdiff answer"
+    if answer is None:
+        # Another run may hold the lock for as long as a training takes.
+        store.wait([key], timedelta(days=30))
+        return bool(store.get(key) == b"1")
+    store.set(key, "1" if answer else "0")
+    return answer
