@@ -13,13 +13,15 @@ from offdiff.results import RECORD, RunRecord, read_record, write_record
 
 IDENTITY = "config.json"
 ROWS = "transitions.npy"
+POOLS = "pool-*.safetensors"
+"""Synthetic experience; the star is the update before which it was made."""
 
 
 class RunFolder:
     """OUT/<dataset>/<algo>/<seeds>-<hash>/ with metrics.csv and, per seed, its record and policy.
 
-    While a run is unfinished the folder also holds its checkpoint. Names are made for people; the
-    programs read the files.
+    While a run is unfinished the folder also holds its checkpoint and synthetic experience. Names
+    are made for people; the programs read the files.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class RunFolder:
         """Removes what only an unfinished run needs, and files that a kill left half-written."""
         for name in (CHECKPOINT, ROWS):
             (self.path / name).unlink(missing_ok=True)
+        for pool in self.path.glob(POOLS):
+            pool.unlink()
         for part in self.path.rglob(".*.part"):  # as `replacing` names them
             part.unlink(missing_ok=True)
 

@@ -87,8 +87,6 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
     )
     records = [_finish(context, position, progress) for position in range(len(config.seeds))]
     folder.clean()
-    if synthesis is not None:
-        synthesis.clean()
     return records
 
 

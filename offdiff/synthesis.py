@@ -21,7 +21,7 @@ from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.buffer import MixedReplay
 from offdiff.data.pools import Pools
 from offdiff.diagnostics import Inspector
-from offdiff.folder import RunFolder
+from offdiff.folder import POOLS, RunFolder
 from offdiff.plots import can_plot, plot_diagnostics
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, Transitions, View
@@ -30,7 +30,6 @@ from offdiff.training import Training
 
 DIAGNOSTICS = "synthetic.json"
 PICTURE = "synthetic.png"
-POOL = "pool-{}.safetensors"
 
 
 def generations(config: AugmentConfig, updates: int) -> list[int]:
@@ -92,7 +91,7 @@ class Synthesis:
                     "train the model longer or guide less"
                 )
             batches.append(self.view(raw))
-            found = self.inspector.inspect(windows, policy)
+            found = self.inspector.inspect(windows, policy, self.config.policy_std)
             self.history.append({"update": update, "seed": seed, **found.as_json()})
             print(f"offdiff: update {update}, seed {seed}: {found.sentence()}", file=sys.stderr)
         self.pools.put(self._number(update), batches)
@@ -132,13 +131,8 @@ class Synthesis:
             "generations": [row for row in self.history if row["seed"] == seed],
         }
 
-    def clean(self) -> None:
-        """Removes the pools' files."""
-        for path in self.folder.glob(POOL.format("*")):
-            path.unlink()
-
     def _pool(self, update: int) -> Path:
-        return self.folder / POOL.format(update)
+        return self.folder / POOLS.replace("*", str(update))
 
     def _number(self, update: int) -> int:
         """How many generations came before that of this update."""
@@ -152,7 +146,7 @@ class Synthesis:
         """Deletes pools that no checkpoint from here on refers to."""
         kept = generations(self.config, update + 1)[-self.pools.rows.shape[1] :]
         names = {self._pool(generation).name for generation in kept}
-        for path in self.folder.glob(POOL.format("*")):
+        for path in self.folder.glob(POOLS):
             if path.name not in names:
                 path.unlink()
 

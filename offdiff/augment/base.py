@@ -43,6 +43,9 @@ class AugmentConfig(ABC):
     """Synthetic transitions per seed and generation, before windows are cut at terminals."""
     pools: int = 2
     """Generations that are kept; each supplies the same share, the oldest is replaced."""
+    policy_std: float = 1.0
+    """Spread that a deterministic policy is taken to have, in action units: for guidance and
+    diagnostics."""
 
     def __post_init__(self) -> None:
         if not 0 < self.share <= 1:
@@ -52,6 +55,8 @@ class AugmentConfig(ABC):
         for name, low in {"start": 0, "every": 1, "transitions": 1, "pools": 1}.items():
             if not low <= getattr(self, name) < 2**40:
                 raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        if not 0 < self.policy_std <= 10:
+            raise ValueError(f"policy_std must lie in (0, 10], got {self.policy_std}")
         if self.needs_policy and self.start == 0:
             raise ValueError("start must be at least 1: this augmenter needs a trained policy")
 

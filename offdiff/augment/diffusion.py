@@ -110,8 +110,6 @@ class PGDConfig(DiffusionConfig):
     strength: float | Literal["auto"] = 1.0
     """Exponent of the policy, or auto: as strong as makes actions spread about the policy's mean as
     the policy itself would spread them."""
-    policy_std: float = 1.0
-    """Spread that a deterministic policy is taken to have, in action units."""
     joint: bool = False
     """Let states follow the guided actions at every level, for a backward pass per network call."""
     solver: Solver = "heun"
@@ -121,8 +119,6 @@ class PGDConfig(DiffusionConfig):
         super().__post_init__()
         if self.strength != "auto" and not self.strength >= 0:
             raise ValueError(f"strength must be >= 0 or auto, got {self.strength}")
-        if not 0 < self.policy_std <= 10:
-            raise ValueError(f"policy_std must lie in (0, 10], got {self.policy_std}")
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The solver, its denoiser moved towards the policy."""
@@ -160,8 +156,6 @@ class ReleasedPGDConfig(DiffusionConfig):
     """Noise levels of the sampler."""
     coefficient: float = 1.0
     """Guidance coefficient (--policy_guidance_coeff)."""
-    policy_std: float = 1.0
-    """Spread that a deterministic policy is taken to have, in action units."""
     normalise: bool = True
     """Steps of unit length (--normalize_action_guidance)."""
     denoised: bool = True

@@ -126,7 +126,11 @@ class Denoiser(nn.Module):
             output[..., self.terminal], (clean[..., self.terminal] + 1) / 2, reduction="none"
         )
         error = torch.cat((error[..., self.continuous], bits), dim=-1)
-        return error * (self.slots & (s > 0))
+        return error * self.counted(clean, sigma)
+
+    def counted(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """(B, T, D) bool: entries that carry a loss, those in the slots that are not observed."""
+        return (self.slots & (self._per_element(sigma, x) > 0)).expand_as(x)
 
     def _network(self, x: Tensor, sigma: Tensor, s: Tensor) -> Tensor:
         scaled = x * (s**2 + 1) ** -0.5 * self.slots

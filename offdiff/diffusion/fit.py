@@ -43,11 +43,7 @@ class Loss(nn.Module):
     def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Mean over the entries that carry a loss, 0-d."""
         loss = self.denoiser.loss(clean, noise, sigma)
-        total = loss.sum() / (self.denoiser.slots.sum() * len(clean))
-        if sigma.ndim == 1:
-            return total
-        present = (self.denoiser._per_element(sigma, clean) > 0) & self.denoiser.slots
-        return loss.sum() / present.sum().clamp(min=1)
+        return loss.sum() / self.denoiser.counted(clean, sigma).sum()
 
 
 @dataclass

@@ -118,6 +118,7 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")
         }
         denoiser.network.load_state_dict(weights)
+        denoiser.half_precision = device.type == "cuda"
         curve = ErrorCurve(*(tensors[f"errors/{k}"].to(device) for k in ("log_sigma", "error")))
         model = WorldModel(
             config=config,
