@@ -126,7 +126,8 @@ def measure(dataset: str, data: Path, agents: Path) -> dict[str, Any]:
         "dataset": dataset,
         "data_hash": episodes_hash(loaded.episodes),
         "windows": WINDOWS,
-        "code": code_version(),
+        # Without the paths of the machine it was made on.
+        "code": {**code_version(), "command": "python benchmarks/synthetic.py"},
         "system": system(torch.device("cpu"), "default"),
         "rows": rows,
     }

@@ -116,7 +116,9 @@ from offdiff.data.toy import linear_gaussian
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.fit import train_model
 torch.set_num_threads(1)
-config = ModelConfig(horizon=4, network="unet-32", steps=12, batch_size=8)
+config = ModelConfig(
+    horizon=4, network="unet-32", steps=12, batch_size=8, learning_rate=3e-4
+)
 model = train_model(linear_gaussian(60), config, torch.device("cpu"), Path(sys.argv[1]) / "work")
 import os
 if os.environ.get("RANK", "0") == "0":
