@@ -53,6 +53,7 @@ LEARNERS: dict[str, LearnerConfig] = {
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run on the linear task, with a cache of its own."""
     monkeypatch.setenv("OFFDIFF_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("offdiff.diffusion.fit.VALIDATION_WINDOWS", 32)  # most of the time else
     path = tmp_path / "toy.hdf5"
     write_hdf5(path, linear_gaussian(40, 10, terminal_share=0.5), {})
     return RunConfig(
@@ -145,8 +146,8 @@ def test_a_run_killed_around_a_generation_resumes_to_the_same_bits(
         monkeypatch.setattr(Synthesis, "generate", dying)
     with pytest.raises(Killed):
         run(replace(config, out=toy.out / "killed"), progress=False)
-    monkeypatch.undo()
-    monkeypatch.setenv("OFFDIFF_CACHE", str(toy.out.parent / "cache"))
+    monkeypatch.setattr(Synthesis, "generate", original)
+    monkeypatch.setattr(Synthesis, "_make", make)
     (resumed,) = run(replace(config, out=toy.out / "killed", resume=True), progress=False)
     assert same(weights(toy.out / "whole"), weights(toy.out / "killed"))
     for name in ("metrics.csv", "synthetic.json"):

@@ -160,4 +160,4 @@ def test_the_pages_are_exactly_these_and_the_same_again(
     before = {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()}
     table.main()
     assert {path: path.read_bytes() for path in (tmp_path / "tables").iterdir()} == before
-    assert len(before) == 4
+    assert len(before) == 6
