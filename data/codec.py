@@ -17,7 +17,7 @@ GROUPS = ("state", "action", "reward", "terminal")
 ATANH_LIMIT = 0.999
 """Largest action that is mapped by atanh (PGD's code); 3.8 beyond it."""
 MIN_STD = 1e-6
-"""Columns that vary less are constants: they are shifted, not scaled."""
+"""Columns that vary less are constants."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Codec:
     mean: Tensor
     """(D,)"""
     std: Tensor
-    """(D,)"""
+    """(D,), 0 for columns that never change: they decode to their mean, whatever is sampled"""
 
     @classmethod
     def fit(cls, windows: Trajectories, action_map: ActionMap) -> "Codec":
@@ -49,7 +49,7 @@ class Codec:
         )
         rows = raw.encode(windows)[:, :-1][windows.mask].double()
         mean, std = rows.mean(0), rows.std(0, correction=0)
-        std = torch.where(std < MIN_STD, 1.0, std)
+        std = torch.where(std < MIN_STD, 0.0, std)
         # The terminal column is a bit, -1 or 1: standardised it would be an outlier of 30 or more.
         mean[raw.group("terminal")], std[raw.group("terminal")] = 0.0, 1.0
         return replace(raw, mean=mean.float(), std=std.float())
@@ -91,7 +91,8 @@ class Codec:
         scalars = torch.stack((windows.reward, 2 * windows.terminal - 1), dim=-1)
         rows = torch.cat((windows.obs[:, :-1], action, scalars), dim=-1)
         final = torch.nn.functional.pad(windows.obs[:, -1:], (0, self.columns - self.spec.obs_dim))
-        scaled = (torch.cat((rows, final), dim=1) - self.mean) / self.std
+        scale = torch.where(self.std > 0, self.std, 1.0)
+        scaled = (torch.cat((rows, final), dim=1) - self.mean) / scale
         return scaled * self.slots
 
     def decode(self, rows: Tensor) -> Trajectories:

@@ -47,6 +47,8 @@ def window_starts(episodes: Episodes, length: int, *, terminals: bool = True) ->
     A window that reaches a terminal may be shorter: what follows is the absorbing terminal state.
     Where time ran out nothing is known of what would have followed, so windows end there at the
     latest. terminals: False leaves out every window that holds a terminal transition.
+    A terminal whose successor was not recorded (`successor_known`) is padded with a copy of its
+    own observation.
     Raises InputError if there is none.
     """
     last = np.repeat(episodes.last, episodes.lengths)  # of every row's episode

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from offdiff.algos.iql import IQLConfig
 from offdiff.augment.base import AugmentConfig
 from offdiff.core.errors import InputError
+from offdiff.core.files import sha256
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.registry import name_of
 from offdiff.results import plain
@@ -77,6 +78,17 @@ class RunConfig:
             raise InputError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise InputError(f"seeds must be different numbers >= 0, got {list(self.seeds)}")
+        if self.augment is not None:
+            if self.augment.start >= self.updates:
+                raise InputError(
+                    f"augment.start must lie below updates, got {self.augment.start} of "
+                    f"{self.updates}: nothing synthetic would ever be made"
+                )
+            if round(self.algo.batch_size * self.augment.share) == 0:
+                raise InputError(
+                    f"a share of {self.augment.share} of a batch of {self.algo.batch_size} is no "
+                    "transition; raise augment.share"
+                )
         if self.resume and self.overwrite:
             raise InputError("--resume and --overwrite exclude each other; choose one")
 
@@ -97,5 +109,8 @@ class RunConfig:
         values = {name: getattr(self, name) for name in names}
         if self.augment is not None:
             values["augment"] = {"name": self.augment_name, **plain(self.augment)}
+            # A file's content counts, not its name.
+            if (file := Path(getattr(self.augment, "model_file", ""))).is_file():
+                values["augment"]["model_file"] = sha256(file)
         data = data_sha256 or self.dataset
         return {"data": data, "algo": self.algo_name, "hyperparameters": plain(self.algo), **values}

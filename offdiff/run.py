@@ -58,23 +58,27 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         if config.video:
             require_encoder(Path(FILM))
         prepared, transitions = prepare(dataset, config.algo, config.conversion)
-        folder.open(identity, resume=config.resume, overwrite=config.overwrite)
-        rows = folder.path / ROWS if config.memory_mapped else None
-        replay = open_replay(transitions, prepared.spec, device, rows)
         torch.set_num_threads(config.threads)
         keep_freed_memory()
         kernels = use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
+        source = Source(
+            episodes=transitions.episodes,
+            info=dataset.info,
+            device=device,
+            cache=cache_dir(),
+            progress=progress,
+        )
+        # Before the folder is begun: it may refuse the data. What it trains goes to the cache.
+        augmenter = config.augment.build(source) if config.augment else None
+        folder.open(identity, resume=config.resume, overwrite=config.overwrite)
+        rows = folder.path / ROWS if config.memory_mapped else None
+        replay = open_replay(transitions, prepared.spec, device, rows)
         training = _start(config, prepared, replay, device)
         synthesis = None
-        if config.augment is not None:
-            source = Source(
-                episodes=transitions.episodes,
-                info=dataset.info,
-                device=device,
-                cache=cache_dir(),
-                progress=progress,
+        if augmenter is not None:
+            synthesis = start_synthesis(
+                config, augmenter, source, prepared, transitions, training, folder
             )
-            synthesis = start_synthesis(config, source, prepared, transitions, training, folder)
         del dataset, transitions  # the replay holds what is needed
 
     if config.resume and (folder.path / CHECKPOINT).exists():

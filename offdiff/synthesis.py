@@ -92,7 +92,8 @@ class Synthesis:
                 )
             batches.append(self.view(raw))
             found = self.inspector.inspect(windows, policy, self.config.policy_std)
-            self.history.append({"update": update, "seed": seed, **found.as_json()})
+            made = {"provenance": self.augmenter.provenance(), **found.as_json()}
+            self.history.append({"update": update, "seed": seed, **made})
             print(f"offdiff: update {update}, seed {seed}: {found.sentence()}", file=sys.stderr)
         self.pools.put(self._number(update), batches)
 
@@ -127,7 +128,6 @@ class Synthesis:
             "name": self.name,
             "config": plain(self.config),
             "diff_from_default": changed(self.config),
-            "provenance": self.augmenter.provenance(),
             "generations": [row for row in self.history if row["seed"] == seed],
         }
 
@@ -153,15 +153,15 @@ class Synthesis:
 
 def start_synthesis(
     config: RunConfig,
+    augmenter: Augmenter,
     source: Source,
     prepared: Prepared,
     transitions: Transitions,
     training: Training,
     folder: RunFolder,
 ) -> Synthesis:
-    """Builds the augmenter, which may train its model first, and empty pools for every seed."""
+    """Empty pools for every seed. Raises InputError if they do not fit into memory."""
     assert config.augment is not None
-    augmenter = config.augment.build(source)
     capacity = math.ceil(config.augment.transitions / augmenter.window) * augmenter.window
     training.synthetic = SeedStreams(config.seeds, "synthetic batches", source.device)
     return Synthesis(

@@ -121,7 +121,7 @@ def test_a_run_killed_around_a_generation_resumes_to_the_same_bits(
     config = replace(
         toy, algo=LEARNERS["iql"], augment=replace(PGD, every=10), checkpoint_seconds=0.0
     )
-    run(replace(config, out=toy.out / "whole"), progress=False)
+    (undisturbed,) = run(replace(config, out=toy.out / "whole"), progress=False)
 
     class Killed(Exception):
         pass
@@ -153,6 +153,7 @@ def test_a_run_killed_around_a_generation_resumes_to_the_same_bits(
     for name in ("metrics.csv", "synthetic.json"):
         whole, killed = (next((toy.out / k).rglob(name)).read_text() for k in ("whole", "killed"))
         assert whole == killed
+    assert resumed.augment == undisturbed.augment
     assert [row["update"] for row in resumed.augment["generations"]] == [0, 10, 20, 30, 40, 50]
 
 
@@ -178,6 +179,24 @@ def test_models_of_other_data_are_refused(toy: RunConfig, tmp_path: Path) -> Non
     )
     with pytest.raises(InputError, match="models other data"):
         run(config, progress=False)
+    assert not list(toy.out.glob("other/**/config.json")), "nothing was begun"
+
+
+def test_runs_that_would_generate_nothing_are_refused(toy: RunConfig) -> None:
+    with pytest.raises(InputError, match="start must lie below updates"):
+        replace(toy, augment=replace(PGD, start=60))
+    with pytest.raises(InputError, match=r"share of 0\.001 of a batch of 16 is no transition"):
+        replace(toy, algo=LEARNERS["bc"], augment=replace(PGD, share=0.001))
+
+
+def test_another_model_in_the_same_file_is_another_run(toy: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "m.safetensors"
+    config = replace(toy, augment=replace(PGD, model_file=str(file)))
+    found = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        found.append(config.identity("data"))
+    assert found[0] != found[1]
 
 
 def test_windows_longer_than_every_episode_are_refused(toy: RunConfig, tmp_path: Path) -> None:
@@ -200,7 +219,8 @@ def test_pools_beyond_memory_are_refused_with_their_size(toy: RunConfig) -> None
 @pytest.mark.parametrize(
     "change",
     [{"share": 0.0}, {"share": 1.1}, {"every": 0}, {"pools": 0}, {"levels": 0}, {"strength": -1.0},
-     {"policy_std": 0.0}, {"drop_share": 1.0}, {"strength": float("nan")}],
+     {"policy_std": 0.0}, {"drop_share": 1.0}, {"strength": float("nan")}, {"chunk": -1},
+     {"threads": -1}, {"strength": float("inf")}],
 )  # fmt: skip
 def test_values_out_of_range_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
@@ -235,5 +255,5 @@ class Echo:
 def test_an_augmenter_of_another_package_is_one_class(toy: RunConfig) -> None:
     augment = EchoConfig(**WHEN)
     (record,) = run(replace(toy, algo=LEARNERS["bc"], augment=augment), progress=False)
-    assert record.augment["provenance"] == {"echo": 3}
+    assert record.augment["generations"][0]["provenance"] == {"echo": 3}
     assert record.augment["name"].endswith(":EchoConfig")

@@ -1,5 +1,6 @@
 """Augmenters that sample a world model: unguided, policy-guided, policy-guided as released."""
 
+import os
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -52,6 +53,11 @@ class DiffusionConfig(AugmentConfig):
         super().__post_init__()
         if not 1 <= self.levels <= 10_000:
             raise ValueError(f"levels must lie in [1, 10000], got {self.levels}")
+        if not 0 <= self.chunk < 2**31:
+            raise ValueError(f"chunk must be at least 0, got {self.chunk}")
+        cores = os.cpu_count() or 1
+        if not 0 <= self.threads <= cores:
+            raise ValueError(f"threads must lie in [0, {cores}], got {self.threads}")
         if not 0 <= self.drop_share < 1:
             raise ValueError(f"drop_share must lie in [0, 1), got {self.drop_share}")
 
@@ -109,7 +115,8 @@ class PGDConfig(DiffusionConfig):
 
     strength: float | Literal["auto"] = 1.0
     """Exponent of the policy, or auto: as strong as makes actions spread about the policy's mean as
-    the policy itself would spread them."""
+    the policy itself would spread them. For a deterministic policy that is `policy_std`: give one
+    smaller than the behaviour's spread, such as 0.2, or there is nothing to guide to."""
     joint: bool = False
     """Let states follow the guided actions at every level, for a backward pass per network call."""
     solver: Solver = "heun"
@@ -117,8 +124,8 @@ class PGDConfig(DiffusionConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.strength != "auto" and not self.strength >= 0:
-            raise ValueError(f"strength must be >= 0 or auto, got {self.strength}")
+        if self.strength != "auto" and not 0 <= self.strength < float("inf"):
+            raise ValueError(f"strength must be finite and >= 0, or auto, got {self.strength}")
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The solver, its denoiser moved towards the policy."""
@@ -150,7 +157,11 @@ class PGDConfig(DiffusionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedPGDConfig(DiffusionConfig):
-    """Policy-guided diffusion by the arithmetic of its authors' code, to be compared with."""
+    """Policy-guided diffusion with the sampler and the guidance of its authors' code.
+
+    To be compared with: of the same world model. Theirs also maps actions by atanh and knows no
+    terminals: `--augment.model.action-map tanh --augment.model.no-terminals`.
+    """
 
     levels: int = 256
     """Noise levels of the sampler."""
@@ -160,6 +171,11 @@ class ReleasedPGDConfig(DiffusionConfig):
     """Steps of unit length (--normalize_action_guidance)."""
     denoised: bool = True
     """Policy asked at the clean estimate (--denoised_guidance)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.coefficient < float("inf"):
+            raise ValueError(f"coefficient must be finite and >= 0, got {self.coefficient}")
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The released sampler and guidance."""

@@ -125,8 +125,9 @@ def require_action_size(policy: Policy, model: WorldModel) -> None:
         action = policy.act(torch.zeros(1, spec.obs_dim, device=model.device))
     except RuntimeError as error:
         raise InputError(
-            f"the policy does not take the model's {spec.obs_dim} observation numbers; guide with "
-            "a policy of the same environment"
+            f"the policy does not take the model's {spec.obs_dim} observation numbers on "
+            f"{model.device} ({' '.join(str(error).split())}); guide with a policy of the same "
+            "environment"
         ) from error
     if action.shape != (1, spec.action_dim):
         raise InputError(

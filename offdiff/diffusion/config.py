@@ -20,6 +20,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 1),
     "gradient_norm": (1e-6, 1e9),
     "ema": (0, 0.999999),
+    "level_mean": (-20, 20),
     "level_std": (1e-3, 10),
     "holdout": (1e-6, 0.5),
     "seed": (0, 2**40),

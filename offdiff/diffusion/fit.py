@@ -43,7 +43,7 @@ class Loss(nn.Module):
     def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Mean over the entries that carry a loss, 0-d."""
         loss = self.denoiser.loss(clean, noise, sigma)
-        return loss.sum() / self.denoiser.counted(clean, sigma).sum()
+        return loss.sum() / self.denoiser.counted(clean, sigma).sum().clamp(min=1)
 
 
 @dataclass
@@ -77,7 +77,9 @@ class Fit:
                 f"none of the held-out episodes has a window of {config.horizon} transitions; "
                 "shorten the horizon or hold out more"
             ) from error
-        index = torch.linspace(0, len(windows) - 1, min(len(windows), STATISTICS_WINDOWS))
+        index = torch.linspace(
+            0, len(windows) - 1, min(len(windows), STATISTICS_WINDOWS), dtype=torch.float64
+        )  # float32 could not name every window
         codec = Codec.fit(windows.cut(index.long().to(device)), config.action_map)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "model"))
@@ -193,7 +195,8 @@ def train_model(
     """Trains a world model; continues from the checkpoint in `folder` if there is one.
 
     Under `torchrun` the batch is shared between the processes (PyTorch DDP): the result is that of
-    one process but for the order of summation. The first process writes checkpoints.
+    one process but for the order of summation, with `levels="shared"`; mixed levels are averaged
+    process by process. The first process writes checkpoints.
     Raises InputError for unfit data, or a loss that stops being finite.
     """
     data_hash = episodes_hash(episodes)

@@ -176,7 +176,7 @@ def test_a_policy_of_another_observation_size_is_refused(model: WorldModel) -> N
         def act(self, obs: Tensor, /) -> Tensor:
             return obs @ torch.zeros(7, 1)
 
-    with pytest.raises(InputError, match="does not take the model's 1 observation numbers"):
+    with pytest.raises(InputError, match="does not take the model's 1 observation numbers on cpu"):
         sample(model, PGDConfig(), 4, Deep())
 
 
