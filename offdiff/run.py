@@ -79,7 +79,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
             synthesis = start_synthesis(
                 config, augmenter, source, prepared, transitions, training, folder
             )
-        del dataset, transitions  # the replay holds what is needed
+        del dataset, transitions, source  # the replay holds what is needed
 
     if config.resume and (folder.path / CHECKPOINT).exists():
         training.load(folder.path / CHECKPOINT, folder.hash)
