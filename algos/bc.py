@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from offdiff.algos.nets import MLP, TanhMean, mlp_module
+from offdiff.algos.nets import MLP, mlp_module
 from offdiff.algos.optim import Adam
+from offdiff.algos.policies import TanhMean
 from offdiff.algos.state import Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams

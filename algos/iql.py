@@ -12,8 +12,9 @@ from offdiff.algos.losses import (
     expectile_loss,
     gaussian_log_prob,
 )
-from offdiff.algos.nets import MLP, Critic, TanhMeanGaussian, mlp_module, move_toward
+from offdiff.algos.nets import MLP, Critic, mlp_module, move_toward
 from offdiff.algos.optim import Adam
+from offdiff.algos.policies import TanhMeanGaussian
 from offdiff.algos.state import Leaf, Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams

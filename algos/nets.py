@@ -256,35 +256,6 @@ def mlp_module(sizes: Sequence[int], *, layer_norm: bool = False) -> nn.Sequenti
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
 
 
-class TanhMean(nn.Module):
-    """tanh of the first `action_dim` outputs of a policy network."""
-
-    def __init__(self, trunk: nn.Sequential, action_dim: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.action_dim = action_dim
-
-    def forward(self, obs: Tensor) -> Tensor:
-        """(B, O) -> (B, A) in (-1, 1)."""
-        return torch.tanh(self.trunk(obs)[..., : self.action_dim])
-
-
-class TanhMeanGaussian(TanhMean):
-    """The same as the mean of a Gaussian whose spread does not depend on the state."""
-
-    std: Tensor
-
-    def __init__(self, trunk: nn.Sequential, std: Tensor) -> None:
-        """std: (A,)."""
-        super().__init__(trunk, len(std))
-        self.register_buffer("std", std)
-
-    def distribution(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, O) -> mean and standard deviation, (B, A) each."""
-        mean = self(obs)
-        return mean, self.std.expand_as(mean)
-
-
 def _draw(
     weight: Tensor, bias: Tensor, init: Init, head_range: float, generator: torch.Generator
 ) -> None:

@@ -12,7 +12,8 @@ from offdiff.algos.losses import (
     rebrac_actor_loss,
     rebrac_next_value,
 )
-from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module
+from offdiff.algos.nets import MLP, Critic, mlp_module
+from offdiff.algos.policies import TanhMean
 from offdiff.algos.td3 import ActorCritic
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams

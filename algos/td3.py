@@ -6,8 +6,9 @@ Dimension letters: S seeds, B batch, O observation, A action.
 import torch
 from torch import Tensor, nn
 
-from offdiff.algos.nets import MLP, Critic, TanhMean, move_toward
+from offdiff.algos.nets import MLP, Critic, move_toward
 from offdiff.algos.optim import Adam
+from offdiff.algos.policies import TanhMean
 from offdiff.algos.state import Part, gather, scatter
 from offdiff.core.seeding import SeedStreams
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from offdiff.algos.losses import bellman_target, critic_loss, td3bc_actor_loss
-from offdiff.algos.nets import MLP, Critic, TanhMean, mlp_module
+from offdiff.algos.nets import MLP, Critic, mlp_module
+from offdiff.algos.policies import TanhMean
 from offdiff.algos.td3 import ActorCritic
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.seeding import SeedStreams

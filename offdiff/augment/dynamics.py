@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from offdiff.augment.base import Source
@@ -25,6 +23,7 @@ from offdiff.core.files import require_writable
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.episodes import Episodes
 from offdiff.data.windows import episodes_hash, hold_out
+from offdiff.diffusion.progress import StepBar
 
 TINY = 1e-6
 """Standard deviations below this belong to quantities that never change."""
@@ -240,8 +239,9 @@ def train_dynamics(
         fused=True,
     )  # fmt: skip
     draw = (config.members, config.batch_size)
-    with _bar(progress) as bar:
-        for _ in bar.track(range(config.updates), description="dynamics"):
+    with StepBar("dynamics", config.updates, 0, progress) as bar:
+        for _ in range(config.updates):
+            bar.advance(1)
             index = torch.randint(len(table), draw, generator=generator, device=device)
             inputs, target, terminal, known = table[index].split(widths, dim=-1)
             batch = Rows(inputs, target, terminal.squeeze(-1), known.squeeze(-1))
@@ -278,9 +278,3 @@ def _rows(episodes: Episodes, scaling: Scaling, device: torch.device) -> Rows:
     )
     inputs = scaling.inputs(obs, action)
     return Rows(inputs, scaling.target(obs, next_obs, reward), terminal, known)
-
-
-def _bar(show: bool) -> Progress:
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
-    console = Console(stderr=True)
-    return Progress(TextColumn("{task.description}"), *columns, console=console, disable=not show)
