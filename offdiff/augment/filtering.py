@@ -45,11 +45,8 @@ def drop_implausible(
 ) -> Trajectories:
     """Masks out the `share` in [0, 1) of the transitions inside the mask that are least believable.
 
-    They are ranked by `DynamicsEnsemble.implausibility`. Against the simulator's error of Hopper
-    transitions (rollouts of four policies in a weak ensemble; real transitions with noise on
-    states, actions or everything) its Spearman correlations are 0.69 to 0.91, those of the
-    ensemble's log-likelihood -0.10 to 0.92, of its disagreement 0.07 to 0.68: likelihood punishes
-    small errors where little is left to chance, disagreement does not look at the outcome.
+    They are ranked by `DynamicsEnsemble.implausibility`: likelihood punishes small errors where
+    little is left to chance, and disagreement does not look at the outcome.
 
     The number dropped is rounded down; a score that is not a number counts as the worst. Windows
     are not cut: transitions after a dropped one stay, each still has its own successor.
