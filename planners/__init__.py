@@ -1,1 +1,1 @@
-"""Planners, imported as `offdiff.planners`: empty until the diffusion models arrive."""
+"""Planners, imported as `offdiff.planners`: they imagine what may come before they act."""

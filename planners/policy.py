@@ -1,0 +1,181 @@
+"""Acting by plans: remembers the episode, asks for a plan when it is time, follows it.
+
+Dimension letters: B environments, C remembered steps, H imagined observations, K actions,
+O observation, A action.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from offdiff.core.planning import Pins, Plan, Planner, Situation, check_plan
+from offdiff.core.types import Spec
+
+
+class Pinning(Protocol):
+    """Decides parts of plans beforehand, from (B, O) present observations."""
+
+    def __call__(self, obs: Tensor, /) -> Pins: ...
+
+
+@dataclass
+class _Memory:
+    """The running episodes; every field has the environments as its first dimension."""
+
+    history: Tensor
+    actions: Tensor
+    wanted: Tensor
+    remembered: Tensor
+    time: Tensor
+    queue: Tensor
+    """(B, K, A) actions still to be taken, the next one first"""
+    left: Tensor
+    """(B,) int64, how many of them may be taken before a new plan"""
+    imagined: Tensor | None = None
+    """(B, H, O) of the last plans"""
+    age: Tensor | None = None
+    """(B,) int64 steps since they were made; negative: of another episode"""
+
+
+class PlannerPolicy:
+    """A planner as a `Policy`: (B, O) observations in, (B, A) actions in [-1, 1] out.
+
+    It has a memory per environment: `reset` says which began an episode, `observe` what reward
+    the last action brought (plans that do not depend on returns can do without).
+    """
+
+    def __init__(
+        self,
+        planner: Planner,
+        spec: Spec,
+        *,
+        name: str,
+        history: int,
+        replan_every: int,
+        wanted: float,
+        stride: int,
+        device: torch.device,
+        seed: int,
+        pinning: Pinning | None = None,
+    ) -> None:
+        """wanted: return of an episode to begin with. seed: of everything random in plans."""
+        self.planner, self.spec, self.name = planner, spec, name
+        self.history, self.replan_every, self.wanted = history, replan_every, wanted
+        self.stride, self.device, self.seed, self.pinning = stride, device, seed, pinning
+        self.last_plan: Plan | None = None
+        """Of the environments that were planned for in the last step, for those who look at it"""
+        self.decisions, self.seconds, self.calls = 0, 0.0, 0
+        self._memory: _Memory | None = None
+        self._fresh = torch.zeros(0, dtype=torch.bool, device=device)
+        self.begin(seed)
+
+    def begin(self, seed: int) -> None:
+        """Forgets everything and draws from the seed: what follows depends on nothing before."""
+        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._memory = None
+        self.decisions, self.seconds, self.calls = 0, 0.0, 0
+
+    def reset(self, which: Tensor, /) -> None:
+        """which: (B,) bool, the environments that began a new episode."""
+        if self._memory is None or len(self._memory.time) != len(which):
+            self._memory = self._empty(len(which))
+        m = self._memory
+        for value in (m.history, m.actions, m.wanted, m.time, m.left):
+            value[which] = 0
+        m.remembered[which] = False
+        m.wanted[which] = self.wanted
+        if m.age is not None:
+            m.age[which] = -1
+
+    def observe(self, reward: Tensor, /) -> None:
+        """reward: (B,) of the last actions."""
+        assert self._memory is not None
+        self._memory.wanted[:, -1] -= reward
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, /) -> Tensor:
+        """(B, O) -> (B, A) in [-1, 1]; plans where the last plan is used up."""
+        if self._memory is None or len(self._memory.time) != len(obs):
+            self.reset(torch.ones(len(obs), dtype=torch.bool, device=self.device))
+        assert self._memory is not None
+        m = self._memory
+        self._remember(m, obs)
+        due = m.left == 0
+        if due.any():
+            self._plan(m, obs, due)
+        action = m.queue[:, 0].clamp(-1, 1)
+        m.actions[:, -1] = action
+        m.queue = torch.roll(m.queue, -1, dims=1)
+        m.left -= 1
+        m.time += 1
+        if m.age is not None:
+            m.age += m.age >= 0
+        return action
+
+    def _remember(self, m: _Memory, obs: Tensor) -> None:
+        """Moves the past one step back and puts the present behind it."""
+        began = (m.time == 0)[:, None]
+        wanted = m.wanted[:, -1:]
+        m.history = torch.cat((m.history[:, 1:], obs[:, None]), dim=1)
+        m.actions = torch.nn.functional.pad(m.actions[:, 1:], (0, 0, 0, 1))
+        m.wanted = torch.cat((m.wanted[:, 1:] * ~began, wanted), dim=1)
+        m.remembered = torch.cat((m.remembered[:, 1:], torch.ones_like(began)), dim=1)
+
+    def _plan(self, m: _Memory, obs: Tensor, due: Tensor) -> None:
+        situation = self.situation(m, obs)
+        every = bool(due.all())
+        if not every:
+            situation = situation.rows(due)
+        started = time.perf_counter()
+        plan = self.planner.plan(situation, generator=self._generator)
+        check_plan(plan, situation, self.spec, self.name)  # waits for the device
+        self.seconds += time.perf_counter() - started
+        self.decisions += len(situation)
+        self.calls += plan.calls * len(situation)
+        self.last_plan = plan
+        count = min(self.replan_every, plan.action.shape[1])
+        if m.queue.shape[1] < count:
+            m.queue = torch.nn.functional.pad(m.queue, (0, 0, 0, count - m.queue.shape[1]))
+        m.queue[due, :count] = plan.action[:, :count]
+        m.left[due] = count
+        if plan.obs is not None:
+            if m.imagined is None or m.age is None:
+                m.imagined = plan.obs.new_zeros(len(obs), *plan.obs.shape[1:])
+                m.age = torch.full_like(m.time, -1)
+            m.imagined[due] = plan.obs
+            m.age[due] = 0
+
+    def situation(self, m: _Memory, obs: Tensor) -> Situation:
+        """All environments, as the planner is told of them."""
+        now = Situation(
+            obs=obs,
+            history=m.history,
+            actions=m.actions,
+            wanted=m.wanted,
+            remembered=m.remembered,
+            time=m.time.clone(),
+            pins=self.pinning(obs) if self.pinning else None,
+        )
+        if m.imagined is None or m.age is None:
+            return now
+        shift = (m.age.clamp(min=0).float() / self.stride).round().long()
+        rows = torch.arange(m.imagined.shape[1], device=obs.device) + shift[:, None]
+        rows = rows.clamp(max=m.imagined.shape[1] - 1)
+        ahead = torch.take_along_dim(m.imagined, rows[..., None], dim=1)
+        return replace(now, previous=ahead, follows=m.age >= 0)
+
+    def _empty(self, n: int) -> _Memory:
+        steps, spec, device = self.history, self.spec, self.device
+        whole = torch.zeros(n, dtype=torch.int64, device=device)
+        return _Memory(
+            history=torch.zeros(n, steps, spec.obs_dim, device=device),
+            actions=torch.zeros(n, steps, spec.action_dim, device=device),
+            wanted=torch.zeros(n, steps, device=device),
+            remembered=torch.zeros(n, steps, dtype=torch.bool, device=device),
+            time=whole,
+            queue=torch.zeros(n, 1, spec.action_dim, device=device),
+            left=whole.clone(),
+        )
