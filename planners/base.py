@@ -6,6 +6,7 @@ Dimension letters: B environments or windows, H imagined observations, O observa
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -139,9 +140,8 @@ class Normaliser(nn.Module):
 
 def perceptron(inputs: int, outputs: int, hidden: tuple[int, ...]) -> nn.Sequential:
     """Linear layers with GELU between them."""
-    sizes, layers = (inputs, *hidden), []
-    for i, o in zip(sizes[:-1], sizes[1:], strict=True):
-        layers += [nn.Linear(i, o), nn.GELU()]
+    sizes = (inputs, *hidden)
+    layers = [layer for i, o in pairwise(sizes) for layer in (nn.Linear(i, o), nn.GELU())]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], outputs))
 
 

@@ -62,7 +62,7 @@ class PlannerFit:
         kept, held = hold_out(episodes, config.holdout, seed)
         cut = {"stride": config.stride, "discount": config.discount}
         lasting = task.goal is not None
-        train = PlanWindows.of(kept, config.window, device, lasting=lasting, **cut)  # type: ignore[arg-type]
+        train = PlanWindows.of(kept, config.window, device, lasting=lasting, **cut)
         try:
             held_windows = PlanWindows.of(held, config.window, device, lasting=lasting, **cut)  # type: ignore[arg-type]
         except InputError as error:
@@ -160,7 +160,7 @@ class PlannerFit:
         # Early averages would remember the random start.
         decay = min(self.config.ema, (1 + self.steps) / (10 + self.steps))
         with torch.no_grad():
-            averages = list(self.average.parameters())
+            averages = [p.detach() for p in self.average.parameters()]
             values = [p.detach() for p in self.module.parameters()]
             torch._foreach_lerp_(averages, values, 1 - decay)
 
@@ -184,7 +184,8 @@ def fit_planner(
         return fit.finish()
     if checkpoint.exists():
         fit.load(checkpoint, identity)
-    saved, totals, count = time.monotonic(), {}, 0
+    totals: dict[str, Tensor] = {}
+    saved, count = time.monotonic(), 0
     with (
         torch.random.fork_rng(devices=[]),
         StepBar(title, fit.updates, fit.steps, progress) as bar,

@@ -18,7 +18,9 @@ from offdiff.core.types import Spec
 class Pinning(Protocol):
     """Decides parts of plans beforehand, from (B, O) present observations."""
 
-    def __call__(self, obs: Tensor, /) -> Pins: ...
+    def __call__(self, obs: Tensor, /) -> Pins:
+        """Pins for plans that begin at these observations."""
+        ...
 
 
 @dataclass

@@ -4,7 +4,7 @@ Dimension letters: B windows, T rows, D columns. Coordinates are EDM's, x = clea
 of standardised columns (sigma_data = 1).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,8 @@ class SequenceDenoiser(nn.Module):
             null, conditional = self(*twice, torch.cat((torch.zeros_like(flagged), flagged))).chunk(
                 2
             )
-            return null + weight * (conditional - null)
+            out = null + weight * (conditional - null)
+            return out
 
         return denoise
 
@@ -88,7 +89,7 @@ class SequenceDenoiser(nn.Module):
 class SequenceLaw:
     """What a sequence denoiser is trained on."""
 
-    levels: LevelLaw = LevelLaw()
+    levels: LevelLaw = field(default_factory=LevelLaw)
     drop_condition: float = 0.25
     """Share of windows without condition (Decision Diffuser's)."""
     fill: float = 0.25

@@ -82,16 +82,17 @@ class Situation:
 
     def rows(self, which: Tensor) -> "Situation":
         """Some of the environments: which (B,) bool or (M,) indices."""
-        picked = {
-            name: getattr(self, name)[which]
-            for name in ("obs", "history", "actions", "wanted", "remembered", "time")
-        }
-        optional = {
-            name: None if getattr(self, name) is None else getattr(self, name)[which]
-            for name in ("previous", "follows")
-        }
-        pins = self.pins and Pins(values=self.pins.values[which], which=self.pins.which[which])
-        return Situation(**picked, **optional, pins=pins)
+        return Situation(
+            obs=self.obs[which],
+            history=self.history[which],
+            actions=self.actions[which],
+            wanted=self.wanted[which],
+            remembered=self.remembered[which],
+            time=self.time[which],
+            previous=None if self.previous is None else self.previous[which],
+            follows=None if self.follows is None else self.follows[which],
+            pins=self.pins and Pins(values=self.pins.values[which], which=self.pins.which[which]),
+        )
 
     @staticmethod
     def at(obs: Tensor, action_dim: int, *, wanted: float = 0.0) -> "Situation":
