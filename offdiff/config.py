@@ -11,12 +11,13 @@ from offdiff.core.errors import InputError
 from offdiff.core.files import sha256
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.registry import name_of
+from offdiff.planners.base import PlannerConfig
 from offdiff.results import plain
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One experiment: a dataset, a learner, and some seeds trained together."""
+    """One experiment: a dataset, a learner (or a planner), and some seeds."""
 
     dataset: str = "sample"
     """Bundled sample, path of an HDF5 file, D4RL name, or Minari id (`offdiff data list`)."""
@@ -24,8 +25,10 @@ class RunConfig:
     """The learner and its hyperparameters."""
     augment: AugmentConfig | None = None
     """Synthetic experience beside the data; None for the data alone."""
+    planner: PlannerConfig | None = None
+    """A planner instead of a learner; `algo` is then not used."""
     seeds: tuple[int, ...] = (0,)
-    """Training seeds; several are trained as one batched computation."""
+    """Training seeds; a learner trains several as one batched computation."""
     updates: int = 10_000
     """Gradient steps."""
     log_every: int = 500
@@ -89,8 +92,16 @@ class RunConfig:
                     f"a share of {self.augment.share} of a batch of {self.algo.batch_size} is no "
                     "transition; raise augment.share"
                 )
+        if self.planner is not None and (self.augment is not None or self.memory_mapped):
+            what = "memory_mapped" if self.memory_mapped else "augment"
+            raise InputError(f"{what} is for learners; leave it out with planner {self.name}")
         if self.resume and self.overwrite:
             raise InputError("--resume and --overwrite exclude each other; choose one")
+
+    @property
+    def name(self) -> str:
+        """Registered name of the learner or planner, or its module:Class."""
+        return name_of("planners", type(self.planner)) if self.planner else self.algo_name
 
     @property
     def algo_name(self) -> str:
@@ -113,4 +124,7 @@ class RunConfig:
             if (file := Path(getattr(self.augment, "model_file", ""))).is_file():
                 values["augment"]["model_file"] = sha256(file)
         data = data_sha256 or self.dataset
-        return {"data": data, "algo": self.algo_name, "hyperparameters": plain(self.algo), **values}
+        method = plain(self.planner or self.algo)
+        if self.planner is not None:
+            values["kind"] = "planner"
+        return {"data": data, "algo": self.name, "hyperparameters": method, **values}

@@ -14,10 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 
 from offdiff.core.errors import InputError
-from offdiff.core.protocols import Policy
+from offdiff.core.protocols import Policy, RewardObserver
 from offdiff.core.seeding import derive_seed
 from offdiff.core.types import Spec
 from offdiff.environments import Simulator, make_simulator
+from offdiff.planners.policy import PlannerPolicy
 from offdiff.policy import DeployedPolicy
 
 MIN_ROWS = 4
@@ -109,12 +110,14 @@ def known_spec(policy: Policy) -> Spec | None:
     """The sizes a policy was made for, where it tells."""
     if isinstance(policy, DeployedPolicy):
         return Spec(len(policy.obs_mean), len(policy.action_low))
-    return None
+    return policy.spec if isinstance(policy, PlannerPolicy) else None
 
 
 def known_device(policy: Policy) -> torch.device:
     """Where a policy lives, if it tells; else the CPU."""
-    return policy.obs_mean.device if isinstance(policy, DeployedPolicy) else torch.device("cpu")
+    if isinstance(policy, DeployedPolicy):
+        return policy.obs_mean.device
+    return policy.device if isinstance(policy, PlannerPolicy) else torch.device("cpu")
 
 
 def simulator_version() -> str:
@@ -149,10 +152,12 @@ def _play(
                 policy.reset(torch.from_numpy(began).to(device))
                 began = np.zeros(rows, np.bool_)
             action = _act(policy, obs, simulators[0], device)
+            reward = np.zeros(rows, np.float32)
             for index, episode in list(playing.items()):
                 step = simulators[index].step(action[index])
                 obs[index] = step.obs
                 returns[episode] += step.reward
+                reward[index] = step.reward
                 lengths[episode] += 1
                 if step.success is not None:
                     success[episode] = bool(success[episode]) or step.success
@@ -165,6 +170,8 @@ def _play(
                     playing[index] = following
                     obs[index] = simulators[index].reset(seeds[following])
                     began[index] = True
+            if isinstance(policy, RewardObserver):
+                policy.observe(torch.from_numpy(reward).to(device))
     reported = [value for value in success if value is not None]
     return returns, lengths, reported if len(reported) == len(seeds) else None
 

@@ -23,6 +23,7 @@ from offdiff.environments import make_simulator
 from offdiff.evaluate import Evaluation, evaluate
 from offdiff.folder import ROWS, RunFolder
 from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, WandbLogger
+from offdiff.planning import run_planner
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
 from offdiff.results import RunRecord, changed, code_version, config_hash, plain, system
@@ -46,7 +47,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         scratch = stack.enter_context(scratch_folder(config.out)) if config.memory_mapped else None
         dataset = load_dataset(config.dataset, clip_actions=config.clip_actions, scratch=scratch)
         identity = config.identity(dataset.info.sha256)
-        method = config.algo_name + (f"+{config.augment_name}" if config.augment else "")
+        method = config.name + (f"+{config.augment_name}" if config.augment else "")
         folder = RunFolder(
             config.out, dataset.info.name, method, config.seeds, config_hash(identity)
         )
@@ -57,6 +58,8 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         require_simulator(dataset.info.env_id)
         if config.video:
             require_encoder(Path(FILM))
+        if config.planner is not None:
+            return run_planner(config, config.planner, dataset, folder, device, progress)
         prepared, transitions = prepare(dataset, config.algo, config.conversion)
         torch.set_num_threads(config.threads)
         keep_freed_memory()

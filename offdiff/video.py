@@ -24,7 +24,7 @@ from torch import Tensor
 
 from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.files import replacing, require_writable
-from offdiff.core.protocols import Policy
+from offdiff.core.protocols import Policy, RewardObserver
 from offdiff.core.types import Spec
 from offdiff.environments import Simulator, make_simulator
 from offdiff.evaluate import Evaluation, evaluate, known_device, known_spec
@@ -107,6 +107,10 @@ class _Recorder:
 
     def reset(self, which: Tensor, /) -> None:
         self.policy.reset(which)
+
+    def observe(self, reward: Tensor, /) -> None:
+        if isinstance(self.policy, RewardObserver):
+            self.policy.observe(reward)
 
 
 def _render_in_child(request: Path, film: Path, env_id: str, steps: int, *, progress: bool) -> None:

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,8 @@ class PlannerConfig(ABC):
     """Observations that a plan looks back on, the present one included."""
     replan_every: int = 1
     """Environment steps between two plans: 1 is closed loop."""
-    wanted_return: float = math.nan
-    """Return of an episode to ask for, where plans depend on it; nan: the mean of the best 5 %."""
+    wanted_return: float | None = None
+    """Return of an episode to ask for, where plans depend on it; None: mean of the best 5 %."""
     discount: float = 0.99
     """Per environment step, of values that rank plans."""
     batch_size: int = 64
@@ -103,6 +103,8 @@ class PlannerConfig(ABC):
             value = getattr(self, name, low)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        if self.wanted_return is not None and not math.isfinite(self.wanted_return):
+            raise ValueError(f"wanted_return must be finite, got {self.wanted_return}")
 
     @property
     def window(self) -> int:
@@ -113,9 +115,13 @@ class PlannerConfig(ABC):
     def build(self, task: Task, /) -> PlannerModule:
         """The planner before its first step, drawn from torch's global generator, on the CPU."""
 
+    def at_paper_size(self) -> Self:
+        """The same at the size of the paper it comes from: `--preset paper`."""
+        return self
+
     def target(self, task: Task) -> float:
         """The return that an episode starts with wanting."""
-        return task.top_return if math.isnan(self.wanted_return) else self.wanted_return
+        return task.top_return if self.wanted_return is None else self.wanted_return
 
 
 class Normaliser(nn.Module):

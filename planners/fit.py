@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,17 @@ class PlannerFit:
     ) -> "PlannerFit":
         """Everything before the first step. Raises InputError for data it cannot be trained on."""
         kept, held = hold_out(episodes, config.holdout, seed)
-        cut = {"stride": config.stride, "discount": config.discount}
-        lasting = task.goal is not None
-        train = PlanWindows.of(kept, config.window, device, lasting=lasting, **cut)
+        cut = partial(
+            PlanWindows.of,
+            rows=config.window,
+            device=device,
+            stride=config.stride,
+            discount=config.discount,
+            lasting=task.goal is not None,
+        )
+        train = cut(kept)
         try:
-            held_windows = PlanWindows.of(held, config.window, device, lasting=lasting, **cut)  # type: ignore[arg-type]
+            held_windows = cut(held)
         except InputError as error:
             raise InputError(
                 f"none of the held-out episodes reaches {(config.window - 1) * config.stride} "
@@ -95,7 +102,7 @@ class PlannerFit:
         batch = self.train.sample(self.config.batch_size, generator=self.generator)
         losses = self.module.losses(batch, generator=self.generator)
         self.optimiser.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(losses.values())).sum().backward()
         for part in self.module.children():
             nn.utils.clip_grad_norm_(part.parameters(), self.config.gradient_norm)
         self.optimiser.step()
@@ -176,14 +183,12 @@ def fit_planner(
     title: str = "planner",
     progress: bool = False,
 ) -> PlannerModule:
-    """Trains to the planned length, on from the checkpoint if there is one; gives the planner.
+    """Trains on to the planned length, with checkpoints on the way; gives the planner.
 
     Raises InputError for a loss that stops being finite.
     """
     if fit.optimiser is None:
         return fit.finish()
-    if checkpoint.exists():
-        fit.load(checkpoint, identity)
     totals: dict[str, Tensor] = {}
     saved, count = time.monotonic(), 0
     with (

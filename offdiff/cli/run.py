@@ -21,11 +21,13 @@ Examples:
   offdiff run --algo td3bc --dataset hopper-medium-v2 --preset paper --seeds 0 1 2 3
   offdiff run --algo iql --dataset my.hdf5 --algo.expectile 0.8
   offdiff run --algo iql --augment pgd                    with policy-guided synthetic experience
+  offdiff run --planner trajectory-diffuser               plan with a diffusion model instead
   offdiff run --algo my_package:MyConfig                  a learner of your own
   offdiff run --algo iql --resume                         continue where a stopped run left off
 
 Chosen before the rest:
   --algo NAME        learner: {algos}, or module:Class (default iql)
+  --planner NAME     plan instead of learning a policy: {planners}, or module:Class
   --augment NAME     synthetic experience: {augmenters}, or module:Class (default none)
   --preset NAME      laptop: minutes on two cores (default); paper: 1M updates, 100 final episodes,
                      and the augmenter at the sizes of its paper
@@ -50,7 +52,8 @@ def main(command: str, args: list[str]) -> int:
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--algo", default="iql")
+    first.add_argument("--algo", default="")
+    first.add_argument("--planner", default="")
     first.add_argument("--augment", default="none")
     first.add_argument("--preset", default="laptop")
     first.add_argument("--published", default="")
@@ -66,7 +69,9 @@ def main(command: str, args: list[str]) -> int:
         default=default,
         prog="offdiff run",
         description=INTRODUCTION.format(
-            algos=", ".join(names("learners")), augmenters=", ".join(names("augmenters"))
+            algos=", ".join(names("learners")),
+            planners=", ".join(names("planners")),
+            augmenters=", ".join(names("augmenters")),
         ),
         config=(tyro.conf.AvoidSubcommands,),
     )
@@ -78,12 +83,23 @@ def main(command: str, args: list[str]) -> int:
 
 def _default(chosen: argparse.Namespace) -> "RunConfig":
     """The configuration before the command line's other options."""
-    from offdiff.checkpoint import config_from_json
+    from offdiff.checkpoint import config_from_json, planner_config
     from offdiff.config import RunConfig
 
     if chosen.preset not in PRESETS:
         raise unknown_name("preset", chosen.preset, PRESETS)
-    algo = config_from_json(resolve("learners", chosen.algo), {})
+    if chosen.planner:
+        if chosen.algo or chosen.published:
+            raise InputError("--planner goes with neither --algo nor --published; choose one")
+        planner = planner_config(chosen.planner, {})
+        sizes: dict[str, int] = {"updates": planner.laptop_updates, **PRESETS[chosen.preset]}
+        return RunConfig(
+            dataset=chosen.dataset,
+            planner=planner.at_paper_size() if chosen.preset == "paper" else planner,
+            augment=augment_config(chosen.augment, paper=False),
+            **sizes,  # type: ignore[arg-type]
+        )
+    algo = config_from_json(resolve("learners", chosen.algo or "iql"), {})
     config = RunConfig(
         dataset=chosen.dataset,
         algo=algo,
@@ -94,7 +110,7 @@ def _default(chosen: argparse.Namespace) -> "RunConfig":
         from offdiff.algos.published import published
 
         name = chosen.dataset if chosen.published == "auto" else chosen.published
-        fields, source = published(chosen.algo, name)
+        fields, source = published(chosen.algo or "iql", name)
         config = replace(config, algo=replace(algo, **fields), provenance=source)
     return config
 
@@ -143,6 +159,9 @@ def _print(records: "list[RunRecord]", out: Path) -> None:
     Console().print(table)
     seconds = first.cost["train_seconds"]
     print(f"{first.cost['updates_per_second']:.0f} updates/s, {seconds:.0f} s of training")
+    if "decision_seconds" in first.cost:
+        calls = first.cost["calls_per_decision"]
+        print(f"{1e3 * first.cost['decision_seconds']:.1f} ms and {calls:.0f} calls per decision")
     print(f"metrics, records and policies: {(out / first.run_id).parent}")
     if first.eval:
         scores = [r.eval.get("score_mean", r.eval["mean"]) for r in records]

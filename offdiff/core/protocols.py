@@ -29,6 +29,15 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class RewardObserver(Protocol):
+    """A policy that wants to know what its actions brought."""
+
+    def observe(self, reward: Tensor, /) -> None:
+        """reward: (B,) of the last actions; 0 where no episode is running."""
+        ...
+
+
+@runtime_checkable
 class GaussianPolicy(Policy, Protocol):
     """A policy that also says how likely other actions are."""
 
