@@ -29,6 +29,8 @@ class PlanBatch(NamedTuple):
     """(B, H) undiscounted return from here to the episode's end"""
     value: Tensor
     """(B, H) discounted return from here to the episode's end"""
+    acted: Tensor
+    """(B, H) bool: an action was taken here; not at an episode's last observation"""
     ended: Tensor
     """(B, H) bool: the task has ended here; it stays so"""
     real: Tensor
@@ -41,7 +43,8 @@ class PlanBatch(NamedTuple):
     @property
     def pairs(self) -> Tensor:
         """(B, H - 1) bool: rows from which an action was taken whose consequence is the next row"""
-        return self.real[:, :-1] & (self.real[:, 1:] | self.ended[:, 1:]) & ~self.ended[:, :-1]
+        acted = self.real[:, :-1] & self.acted[:, :-1]
+        return acted & (self.real[:, 1:] | self.ended[:, 1:])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +105,16 @@ class PlanWindows:
             reward=torch.from_numpy(reward.astype(np.float32)),
             to_go=torch.from_numpy(to_go.astype(np.float32)),
             value=torch.from_numpy(value.astype(np.float32)),
+            acted=torch.from_numpy(np.arange(len(value)) < source.end),
             ended=torch.from_numpy(ended),
             real=torch.ones(len(value), dtype=torch.bool),
             counts=torch.from_numpy(lasts),
             time=torch.from_numpy(source.time),
         )
-        starts = np.flatnonzero(np.arange(len(value)) < source.end)
         return cls(
             table=PlanBatch(*(field.to(device) for field in table)),
             end=torch.from_numpy(source.end).to(device),
-            starts=torch.from_numpy(starts).to(device),
+            starts=table.acted.nonzero().squeeze(1).to(device),
             rows=rows,
             stride=stride,
             discount=discount,
@@ -133,6 +136,7 @@ class PlanWindows:
             reward=t.reward[rows],
             to_go=t.to_go[rows],
             value=t.value[rows],
+            acted=t.acted[rows],
             ended=t.ended[rows],
             real=real,
             counts=real | t.counts[rows],

@@ -80,6 +80,7 @@ class SavedPlanner:
             name=self.name,
             history=self.config.history,
             replan_every=self.config.replan_every,
+            open_loop=self.config.open_loop,
             wanted=self.config.target(self.task),
             stride=self.config.stride,
             device=self.device,

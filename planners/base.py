@@ -79,6 +79,9 @@ class PlannerConfig(ABC):
     """Observations that a plan looks back on, the present one included."""
     replan_every: int = 1
     """Environment steps between two plans: 1 is closed loop."""
+    open_loop: bool = False
+    """Between two plans take the planned actions as they are, instead of steering along the plan
+    (planners without inverse dynamics always do)."""
     wanted_return: float | None = None
     """Return of an episode to ask for, where plans depend on it; None: mean of the best 5 %."""
     discount: float = 0.99
@@ -103,8 +106,17 @@ class PlannerConfig(ABC):
             value = getattr(self, name, low)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
+        if self.open_loop and self.stride > 1 and self.replan_every > 1:
+            raise ValueError(
+                "open_loop has actions for neighbouring steps only; take a stride of 1, or steer"
+            )
         if self.wanted_return is not None and not math.isfinite(self.wanted_return):
             raise ValueError(f"wanted_return must be finite, got {self.wanted_return}")
+
+    @property
+    def steps_planned(self) -> int:
+        """Actions that a plan has to hold: all until the next one if nobody steers in between."""
+        return self.replan_every if self.open_loop and self.stride == 1 else 1
 
     @property
     def window(self) -> int:
@@ -125,22 +137,22 @@ class PlannerConfig(ABC):
 
 
 class Normaliser(nn.Module):
-    """Observations <-> numbers of zero mean and unit variance. One, in both directions."""
+    """Numbers in the environment's units <-> zero mean and unit variance, in both directions."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(task.obs_mean))
-        self.register_buffer("std", torch.tensor(task.obs_std))
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
 
-    def encode(self, obs: Tensor) -> Tensor:
-        """(..., O) in the environment's units -> (..., O)."""
-        return (obs - self.mean) / self.std
+    def encode(self, values: Tensor) -> Tensor:
+        """(..., D) in the environment's units -> (..., D)."""
+        return (values - self.mean) / self.std
 
     def decode(self, rows: Tensor) -> Tensor:
-        """(..., O) -> (..., O) in the environment's units."""
+        """(..., D) -> (..., D) in the environment's units."""
         return rows * self.std + self.mean
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from offdiff.core.planning import Pins, Plan, Planner, Situation, check_plan
+from offdiff.core.planning import Follower, Pins, Plan, Planner, Situation, check_plan
 from offdiff.core.types import Spec
 
 
@@ -33,9 +33,9 @@ class _Memory:
     remembered: Tensor
     time: Tensor
     queue: Tensor
-    """(B, K, A) actions still to be taken, the next one first"""
+    """(B, K, A) planned actions, the next one first"""
     left: Tensor
-    """(B,) int64, how many of them may be taken before a new plan"""
+    """(B,) int64, steps until a new plan is due"""
     imagined: Tensor | None = None
     """(B, H, O) of the last plans"""
     age: Tensor | None = None
@@ -57,6 +57,7 @@ class PlannerPolicy:
         name: str,
         history: int,
         replan_every: int,
+        open_loop: bool,
         wanted: float,
         stride: int,
         device: torch.device,
@@ -66,6 +67,7 @@ class PlannerPolicy:
         """wanted: return of an episode to begin with. seed: of everything random in plans."""
         self.planner, self.spec, self.name = planner, spec, name
         self.history, self.replan_every, self.wanted = history, replan_every, wanted
+        self.open_loop = open_loop or not isinstance(planner, Follower)
         self.stride, self.device, self.seed, self.pinning = stride, device, seed, pinning
         self.last_plan: Plan | None = None
         """Of the environments that were planned for in the last step, for those who look at it"""
@@ -108,7 +110,10 @@ class PlannerPolicy:
         due = m.left == 0
         if due.any():
             self._plan(m, obs, due)
-        action = m.queue[:, 0].clamp(-1, 1)
+        action = m.queue[:, 0]
+        if not (self.open_loop or due.all()):
+            action = torch.where(due[:, None], action, self._follow(m, obs))
+        action = action.clamp(-1, 1)
         m.actions[:, -1] = action
         m.queue = torch.roll(m.queue, -1, dims=1)
         m.left -= 1
@@ -139,10 +144,11 @@ class PlannerPolicy:
         self.calls += plan.calls * len(situation)
         self.last_plan = plan
         count = min(self.replan_every, plan.action.shape[1])
+        follows = not self.open_loop and plan.obs is not None
         if m.queue.shape[1] < count:
             m.queue = torch.nn.functional.pad(m.queue, (0, 0, 0, count - m.queue.shape[1]))
         m.queue[due, :count] = plan.action[:, :count]
-        m.left[due] = count
+        m.left[due] = self.replan_every if follows else count
         if plan.obs is not None:
             if m.imagined is None or m.age is None:
                 m.imagined = plan.obs.new_zeros(len(obs), *plan.obs.shape[1:])
@@ -163,11 +169,25 @@ class PlannerPolicy:
         )
         if m.imagined is None or m.age is None:
             return now
-        shift = (m.age.clamp(min=0).float() / self.stride).round().long()
-        rows = torch.arange(m.imagined.shape[1], device=obs.device) + shift[:, None]
-        rows = rows.clamp(max=m.imagined.shape[1] - 1)
-        ahead = torch.take_along_dim(m.imagined, rows[..., None], dim=1)
-        return replace(now, previous=ahead, follows=m.age >= 0)
+        return replace(now, previous=self._ahead(m.imagined, m.age), follows=m.age >= 0)
+
+    def _ahead(self, imagined: Tensor, age: Tensor) -> Tensor:
+        """(B, H, O) the plans from now on: between two rows on a line, past the end the last."""
+        last = imagined.shape[1] - 1
+        rows = torch.arange(last + 1, device=age.device) + (age.clamp(min=0) / self.stride)[:, None]
+        rows = rows.clamp(max=last)
+        low = rows.floor().long()
+        before, after = (
+            torch.take_along_dim(imagined, row[..., None], dim=1)
+            for row in (low, (low + 1).clamp(max=last))
+        )
+        return torch.lerp(before, after, (rows - low)[..., None])
+
+    def _follow(self, m: _Memory, obs: Tensor) -> Tensor:
+        assert isinstance(self.planner, Follower)
+        assert m.imagined is not None
+        assert m.age is not None
+        return self.planner.follow(obs, self._ahead(m.imagined, m.age))
 
     def _empty(self, n: int) -> _Memory:
         steps, spec, device = self.history, self.spec, self.device

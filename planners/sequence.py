@@ -4,6 +4,7 @@ Dimension letters: B windows, T rows, D columns. Coordinates are EDM's, x = clea
 of standardised columns (sigma_data = 1).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -108,8 +109,8 @@ def sequence_loss(
 ) -> Tensor:
     """Mean loss of a batch, 0-d.
 
-    clean: (B, T, D). start: (T, D) bool, entries that are always known. counts: (B, T, D) bool,
-    entries that may be learned. condition: (B,).
+    clean: (B, T, D). start: (T, D) bool, entries that are always known. counts: (B, T, D) weight of
+    every entry, 0 where there is nothing to learn. condition: (B,).
     """
     n, device = len(clean), clean.device
     sigma = law.levels.sample(n, generator=generator)
@@ -120,7 +121,7 @@ def sequence_loss(
         kept = torch.rand(n, generator=generator, device=device) >= law.drop_condition
         flagged = torch.stack((condition * kept, kept.to(clean.dtype)), dim=-1)
     loss = denoiser.loss(clean, noise, sigma, known, flagged)
-    counted = counts & ~known
+    counted = counts * ~known
     return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 
@@ -137,3 +138,14 @@ def _later_row(clean: Tensor, share: float, generator: torch.Generator) -> Tenso
     chosen = whole | (uniform(n, columns) < 0.5)
     filled = (uniform(n) < share)[:, None] & (torch.arange(rows, device=device) == row[:, None])
     return filled[..., None] & chosen[:, None]
+
+
+def sample_given(
+    sampler: Callable[[Denoise, Tensor], Tensor],
+    denoise: Denoise,
+    start: Tensor,
+    values: Tensor,
+    known: Tensor,
+) -> Tensor:
+    """(B, T, D) rows sampled from a noisy start, known entries exactly as given."""
+    return torch.where(known, values, sampler(denoise, torch.where(known, values, start)))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from offdiff.core.types import Spec
 from offdiff.data.dataset import Dataset
-from offdiff.data.preprocess import ObservationStats
+from offdiff.data.preprocess import STD_OFFSET, ObservationStats
 
 TOP = 0.05
 """Share of the episodes, the best ones, whose mean return is asked for unless told otherwise."""
@@ -34,6 +35,10 @@ class Task:
     spec: Spec
     obs_mean: tuple[float, ...]
     obs_std: tuple[float, ...]
+    action_mean: tuple[float, ...]
+    action_std: tuple[float, ...]
+    reward_scale: float
+    """Mean absolute reward of a step"""
     longest: int
     """Steps of the longest episode"""
     returns: tuple[float, float]
@@ -49,15 +54,29 @@ class Task:
         episodes = dataset.episodes
         stats = ObservationStats.of(episodes)
         returns = np.sort(episodes.returns)
+        action = episodes.action.astype(np.float64)
         return cls(
             spec=episodes.spec,
             obs_mean=tuple(stats.mean.tolist()),
             obs_std=tuple(stats.std.tolist()),
+            action_mean=tuple(action.mean(0).tolist()),
+            action_std=tuple((action.std(0) + STD_OFFSET).tolist()),
+            reward_scale=max(float(np.abs(episodes.reward).mean(dtype=np.float64)), 1e-6),
             longest=int(episodes.lengths.max()),
             returns=(float(returns[0]), float(returns[-1])),
             top_return=float(returns[-max(1, round(TOP * len(returns))) :].mean()),
             goal=_goal(dataset),
         )
+
+    def value_scale(self, discount: float) -> float:
+        """A size for discounted returns: that of a constant reward of the usual size."""
+        steps = self.longest if discount == 1 else min(1 / (1 - discount), self.longest)
+        return self.reward_scale * steps
+
+    def condition(self, wanted: Tensor) -> Tensor:
+        """Returns as a network is told of them: inside the data's range, about 1 at its end."""
+        low, high = min(self.returns[0], 0.0), max(self.returns[1], 0.0)
+        return wanted.clamp(low, high) / max(-low, high, 1e-6)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON that `from_json` reads."""
@@ -71,6 +90,9 @@ class Task:
             spec=Spec(**values["spec"]),
             obs_mean=tuple(values["obs_mean"]),
             obs_std=tuple(values["obs_std"]),
+            action_mean=tuple(values["action_mean"]),
+            action_std=tuple(values["action_std"]),
+            reward_scale=values["reward_scale"],
             longest=values["longest"],
             returns=(values["returns"][0], values["returns"][1]),
             top_return=values["top_return"],

@@ -117,6 +117,18 @@ class Planner(Protocol):
         ...
 
 
+@runtime_checkable
+class Follower(Protocol):
+    """A planner that can also steer along a plan it made before."""
+
+    def follow(self, obs: Tensor, ahead: Tensor, /) -> Tensor:
+        """The action (B, A) that leads from obs (B, O) along what was imagined.
+
+        ahead: (B, H, O), row 0 for now, row 1 for `stride` steps later, and so on.
+        """
+        ...
+
+
 def check_plan(plan: Plan, situation: Situation, spec: Spec, name: str) -> None:
     """Raises InputError, which names the planner and the contract, for a plan that breaks it."""
     n, action = len(situation), plan.action

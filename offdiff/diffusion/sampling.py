@@ -108,12 +108,14 @@ def sample_ddim(
     sigmas: Tensor,
     *,
     eta: float = 0.0,
+    temperature: float = 1.0,
     generator: torch.Generator | None = None,
     edit: Edit | None = None,
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12) for sigma levels; first order, one call per level.
 
-    eta: in [0, 1], 0 deterministic, 1 ancestral sampling, which needs a generator.
+    eta: in [0, 1], 0 deterministic, 1 ancestral sampling (DDPM's), which needs a generator.
+    temperature: multiplies the standard deviation of the noise that is added on the way.
     """
     for now, following in _steps(sigmas):
         x = _edited(x, now, edit)
@@ -122,7 +124,9 @@ def sample_ddim(
         kept = (following**2 - noise_std**2) ** 0.5
         x = clean + kept / now * (x - clean)
         if noise_std > 0:
-            x = x + noise_std * torch.randn(x.shape, generator=generator, device=x.device)
+            x = x + temperature * noise_std * torch.randn(
+                x.shape, generator=generator, device=x.device
+            )
     return x
 
 

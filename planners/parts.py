@@ -1,0 +1,110 @@
+"""What planners are put together from: inverse dynamics, values that rank plans, the choice.
+
+Dimension letters: B windows, T rows, N candidates, O observation, A action. Observations are
+standardised, values are divided by `Task.value_scale`.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from offdiff.data.plan_windows import PlanBatch
+from offdiff.planners.base import masked_mean, perceptron
+
+
+class InverseDynamics(nn.Module):
+    """The action that leads from one observation to the next: a = tanh f(s, s')."""
+
+    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net = perceptron(2 * obs_dim, action_dim, hidden)
+
+    def forward(self, now: Tensor, ahead: Tensor) -> Tensor:
+        """(..., O), (..., O) -> (..., A) in [-1, 1]."""
+        return torch.tanh(self.net(torch.cat((now, ahead), dim=-1)))
+
+    def loss(self, obs: Tensor, batch: PlanBatch) -> Tensor:
+        """Mean squared error over all pairs of neighbouring rows; obs (B, T, O). 0-d."""
+        error = (self(obs[:, :-1], obs[:, 1:]) - batch.action[:, :-1]).square()
+        return masked_mean(error, batch.pairs[..., None])
+
+
+def steer(inverse: InverseDynamics, rows: Tensor, steps: int) -> Tensor:
+    """(B, K, A) actions along standardised rows (B, T, O), for up to `steps` steps."""
+    steps = min(steps, rows.shape[1] - 1)
+    actions: Tensor = inverse(rows[:, :steps], rows[:, 1 : steps + 1])
+    return actions
+
+
+class StateValue(nn.Module):
+    """V(s) of the best that the data show: expectile regression on r + discount V(s').
+
+    IQL's value without its Q (Kostrikov et al. 2021, equation 5, on sampled transitions): exact
+    where the dynamics are deterministic, too hopeful where luck decides.
+    """
+
+    def __init__(self, obs_dim: int, hidden: tuple[int, ...], *, rate: float = 0.005) -> None:
+        """rate: Polyak rate of the target network."""
+        super().__init__()
+        self.net = perceptron(obs_dim, 1, hidden)
+        self.target = copy.deepcopy(self.net).requires_grad_(False)
+        self.rate = rate
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., O) -> (...)."""
+        value: Tensor = self.net(obs).squeeze(-1)
+        return value
+
+    def loss(
+        self, obs: Tensor, batch: PlanBatch, *, scale: float, discount: float, expectile: float
+    ) -> Tensor:
+        """Over all pairs of neighbouring rows. discount: from row to row. obs (B, T, O). 0-d."""
+        with torch.no_grad():
+            ahead = self.target(obs[:, 1:]).squeeze(-1) * ~batch.ended[:, 1:]
+            target = batch.reward[:, :-1] / scale + discount * ahead
+        error = target - self(obs[:, :-1])
+        weight = (expectile - (error < 0).to(error.dtype)).abs()
+        return masked_mean(weight * error.square(), batch.pairs)
+
+    @torch.no_grad()
+    def move_target(self) -> None:
+        """One step of the target network towards the network."""
+        for target, value in zip(self.target.parameters(), self.net.parameters(), strict=True):
+            target.lerp_(value, self.rate)
+
+
+class WindowCritic(nn.Module):
+    """Discounted return from the first row on, of a whole window (Diffusion Veteran)."""
+
+    def __init__(self, obs_dim: int, rows: int, hidden: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net = perceptron(obs_dim * rows, 1, hidden)
+
+    def forward(self, obs: Tensor) -> Tensor:
+        """(..., T, O) -> (...)."""
+        value: Tensor = self.net(obs.flatten(-2)).squeeze(-1)
+        return value
+
+    def loss(self, obs: Tensor, batch: PlanBatch, scale: float) -> Tensor:
+        """Mean squared error; obs (B, T, O). 0-d."""
+        error: Tensor = self(obs) - batch.value[:, 0] / scale
+        return error.square().mean()
+
+
+def choose(values: Tensor, *, temperature: float, generator: torch.Generator) -> Tensor:
+    """(B, N) values -> (B,) index of the chosen candidate.
+
+    temperature: 0 takes the best; otherwise values, standardised over the candidates of one
+    decision, are divided by it and a candidate is drawn by softmax.
+    """
+    if temperature == 0 or values.shape[1] == 1:
+        return values.argmax(dim=1)
+    spread = values.std(dim=1, keepdim=True, correction=0).clamp(min=1e-8)
+    share = torch.softmax((values - values.mean(1, keepdim=True)) / spread / temperature, dim=1)
+    return torch.multinomial(share, 1, generator=generator).squeeze(1)
+
+
+def pick(candidates: Tensor, index: Tensor) -> Tensor:
+    """(B, N, ...) and (B,) -> (B, ...)."""
+    return candidates[torch.arange(len(index), device=index.device), index]

@@ -1,0 +1,140 @@
+"""Diffusion Veteran: many unguided plans, the best by a critic, actions by inverse dynamics.
+
+Lu et al. 2025, arXiv 2503.00535. Dimension letters: B environments, N candidates, H rows of a plan.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from offdiff.core.planning import Plan, Situation
+from offdiff.data.plan_windows import PlanBatch
+from offdiff.diffusion.sampling import karras_sigmas, sample_ddim
+from offdiff.planners.base import Normaliser, PlannerConfig, PlannerModule, require_horizon
+from offdiff.planners.diffuser import SIGMA_MAX, SIGMA_MIN
+from offdiff.planners.known import known_rows, start_mask
+from offdiff.planners.parts import InverseDynamics, StateValue, WindowCritic, choose, pick, steer
+from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
+from offdiff.planners.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class VeteranConfig(PlannerConfig):
+    """Monte-Carlo sampling with selection, at a laptop's sizes; `--preset paper` for the paper's.
+
+    The defaults are those for locomotion; for mazes plan longer with `stride` and rank by `window`.
+    """
+
+    horizon: int = 4
+    """Observations of a plan, the present one included."""
+    discount: float = 0.997
+    """Per environment step, of values that rank plans."""
+    candidates: int = 16
+    """Plans per decision."""
+    levels: int = 20
+    """Denoising steps."""
+    rank_by: Literal["states", "window"] = "states"
+    """states: sum of a learned state value over the plan. window: a critic of the whole plan."""
+    expectile: float = 0.7
+    """Of the state value."""
+    network: str = "dit-xs"
+    """Of the denoiser; names of `offdiff.diffusion.networks`."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden widths of inverse dynamics and critic."""
+    pin_goal: bool = False
+    """Where observations hold a goal: the last row of a plan is there."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.levels < 1:
+            raise ValueError(f"levels must be at least 1, got {self.levels}")
+
+    def at_paper_size(self) -> Self:
+        """The paper's locomotion settings."""
+        return replace(
+            self, candidates=50, network="dit-s-", batch_size=128, learning_rate=2e-4, ema=0.9999
+        )
+
+    def build(self, task: Task) -> "Veteran":
+        """The planner before its first step."""
+        require_horizon(self, task, 2)
+        return Veteran(self, task)
+
+
+class Veteran(PlannerModule):
+    """An unconditional denoiser of observations, a critic, an inverse dynamics.
+
+    Differences from the paper: EDM's path and preconditioning; the inverse dynamics is a perceptron
+    (the paper found both kinds alike); the denoiser's loss is not weighted by returns.
+    """
+
+    known: Tensor
+
+    def __init__(self, config: VeteranConfig, task: Task) -> None:
+        super().__init__()
+        self.config, self.task, spec = config, task, task.spec
+        self.scale = Normaliser(task.obs_mean, task.obs_std)
+        self.denoiser = SequenceDenoiser(config.network, spec.obs_dim, conditional=False)
+        self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
+        self.critic: StateValue | WindowCritic
+        if config.rank_by == "states":
+            self.critic = StateValue(spec.obs_dim, config.hidden)
+        else:
+            self.critic = WindowCritic(spec.obs_dim, config.horizon, config.hidden)
+        known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)
+        self.register_buffer("known", known, persistent=False)
+
+    def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
+        """Of denoiser, inverse dynamics and critic."""
+        c = self.config
+        obs = self.scale.encode(batch.obs)
+        counts = batch.counts[..., None].expand_as(obs)
+        loss = sequence_loss(
+            self.denoiser, obs, self.known, counts, None, SequenceLaw(), generator=generator
+        )
+        scale = self.task.value_scale(c.discount)
+        if isinstance(self.critic, StateValue):
+            discount = c.discount**c.stride
+            critic = self.critic.loss(
+                obs, batch, scale=scale, discount=discount, expectile=c.expectile
+            )
+        else:
+            critic = self.critic.loss(obs, batch, scale)
+        return {"denoiser": loss, "inverse": self.inverse.loss(obs, batch), "critic": critic}
+
+    def after_step(self) -> None:
+        """Moves the target of the state value."""
+        if isinstance(self.critic, StateValue):
+            self.critic.move_target()
+
+    def plan(self, situation: Situation, /, *, generator: torch.Generator) -> Plan:
+        """N plans by DDIM; the one of highest value."""
+        c, n = self.config, self.config.candidates
+        goal = self.task.goal if c.pin_goal else None
+        values, known = known_rows(situation, c.horizon, self.scale, goal)
+        values, known = values.repeat_interleave(n, 0), known.repeat_interleave(n, 0)
+        noise = torch.randn(values.shape, generator=generator, device=values.device)
+        sampler = partial(sample_ddim, sigmas=karras_sigmas(c.levels, SIGMA_MIN, SIGMA_MAX))
+        denoise = self.denoiser.given(values, known)
+        rows = sample_given(sampler, denoise, SIGMA_MAX * noise, values, known)
+        candidates = rows.view(-1, n, *rows.shape[1:])
+        if isinstance(self.critic, StateValue):
+            value = self.critic(candidates[:, :, 1:]).sum(-1)
+        else:
+            value = self.critic(candidates)
+        chosen = pick(candidates, choose(value, temperature=0.0, generator=generator))
+        return Plan(
+            action=steer(self.inverse, chosen, c.steps_planned),
+            obs=self.scale.decode(chosen),
+            stride=c.stride,
+            candidates=self.scale.decode(candidates),
+            calls=c.levels,
+        )
+
+    def follow(self, obs: Tensor, ahead: Tensor, /) -> Tensor:
+        """The action that leads to where the plan is one row later."""
+        action: Tensor = self.inverse(self.scale.encode(obs), self.scale.encode(ahead[:, 1]))
+        return action
