@@ -9,7 +9,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offdiff.core.errors import unknown_name
 from offdiff.diffusion.dit import DiT
+from offdiff.diffusion.temporal_unet import TemporalUNet
 from offdiff.diffusion.unet import UNet
+
+TEMPORAL_SCALE = 100.0
+"""Stretches c_noise = ln(sigma) / 4, of range 1, to Diffuser's hundreds of diffusion steps."""
 
 NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "unet-32": partial(UNet, width=32),
@@ -22,6 +26,9 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "dit-s-": partial(DiT, width=256, depth=6, heads=4),
     "dit-s": partial(DiT, width=384, depth=12, heads=6),
     "dit-b": partial(DiT, width=768, depth=12, heads=12),
+    "temporal-32": partial(TemporalUNet, width=32, level_scale=TEMPORAL_SCALE),
+    "temporal-64": partial(TemporalUNet, width=64, level_scale=TEMPORAL_SCALE),
+    "temporal-128": partial(TemporalUNet, width=128, level_scale=TEMPORAL_SCALE),
 }
 """All take x (B, T, in_channels) and c_noise (B,), and return (B, T, out_channels)."""
 
