@@ -33,7 +33,7 @@ class DecisionDiffuserConfig(PlannerConfig):
     """Multiplies the standard deviation of the noise that sampling starts from."""
     step_temperature: float = 0.5
     """Multiplies the standard deviation of the noise added on the way."""
-    network: str = "dit-xs"
+    network: str = "mlp-256"
     """Of the denoiser; names of `offdiff.diffusion.networks`."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden widths of the inverse dynamics."""
@@ -73,7 +73,9 @@ class DecisionDiffuser(PlannerModule):
         super().__init__()
         self.config, self.task, spec = config, task, task.spec
         self.scale = Normaliser(task.obs_mean, task.obs_std)
-        self.denoiser = SequenceDenoiser(config.network, spec.obs_dim, conditional=True)
+        self.denoiser = SequenceDenoiser(
+            config.network, spec.obs_dim, config.horizon, conditional=True
+        )
         self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
         known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)
         self.register_buffer("known", known, persistent=False)

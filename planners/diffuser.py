@@ -39,9 +39,9 @@ class DiffuserConfig(PlannerConfig):
     """Steps up the gradient of the predicted return at every level."""
     unguided_levels: int = 2
     """Last levels without guidance."""
-    network: str = "dit-xs"
+    network: str = "mlp-256"
     """Of the denoiser; names of `offdiff.diffusion.networks`."""
-    guide_network: str = "dit-xs"
+    guide_network: str = "mlp-256"
     """Of the predicted return."""
     first_action_weight: float = 10.0
     """Of the first action in the loss."""
@@ -71,9 +71,9 @@ class DiffuserConfig(PlannerConfig):
 class NoisyReturn(nn.Module):
     """J(x, sigma): the return predicted from a noisy plan, in units of `Task.value_scale`."""
 
-    def __init__(self, network: str, columns: int) -> None:
+    def __init__(self, network: str, columns: int, rows: int) -> None:
         super().__init__()
-        self.net = build_network(network, columns, 1)
+        self.net = build_network(network, columns, 1, rows=rows)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, H, D), (B,) -> (B,)."""
@@ -99,8 +99,8 @@ class Diffuser(PlannerModule):
         self.observed = observed
         self.scale = Normaliser(task.obs_mean + task.action_mean, task.obs_std + task.action_std)
         self.obs_scale = Normaliser(task.obs_mean, task.obs_std)
-        self.denoiser = SequenceDenoiser(config.network, columns, conditional=False)
-        self.guide = NoisyReturn(config.guide_network, columns)
+        self.denoiser = SequenceDenoiser(config.network, columns, config.horizon, conditional=False)
+        self.guide = NoisyReturn(config.guide_network, columns, config.horizon)
         known = start_mask(config.horizon, columns, observed, task.goal)
         self.register_buffer("known", known, persistent=False)
 

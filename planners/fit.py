@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,13 +103,18 @@ class PlannerFit:
         losses = self.module.losses(batch, generator=self.generator)
         self.optimiser.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
-        for part in self.module.children():
+        for part in self.parts:
             nn.utils.clip_grad_norm_(part.parameters(), self.config.gradient_norm)
         self.optimiser.step()
         self.module.after_step()
         self.steps += 1
         self._average()
         return {name: value.detach() for name, value in losses.items()}
+
+    @cached_property
+    def parts(self) -> list[nn.Module]:
+        """The children that learn; their gradients are shortened one by one."""
+        return [part for part in self.module.children() if any(True for _ in part.parameters())]
 
     def rate(self) -> float:
         """Share of the peak learning rate: linear warm-up, then half a cosine to 0."""

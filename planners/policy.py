@@ -32,6 +32,10 @@ class _Memory:
     wanted: Tensor
     remembered: Tensor
     time: Tensor
+    action: Tensor
+    """(B, A) the last one taken"""
+    reward: Tensor
+    """(B,) what it brought"""
     queue: Tensor
     """(B, K, A) planned actions, the next one first"""
     left: Tensor
@@ -87,17 +91,19 @@ class PlannerPolicy:
         if self._memory is None or len(self._memory.time) != len(which):
             self._memory = self._empty(len(which))
         m = self._memory
-        for value in (m.history, m.actions, m.wanted, m.time, m.left):
-            value[which] = 0
-        m.remembered[which] = False
-        m.wanted[which] = self.wanted
+        # Made anew, not overwritten: a planner may have kept what it was told.
+        for name in ("history", "actions", "remembered", "time", "action", "reward", "left"):
+            value = getattr(m, name)
+            blank = which.view(-1, *[1] * (value.ndim - 1))
+            setattr(m, name, torch.where(blank, torch.zeros_like(value), value))
+        m.wanted = torch.where(which[:, None], self.wanted, m.wanted)
         if m.age is not None:
             m.age[which] = -1
 
     def observe(self, reward: Tensor, /) -> None:
         """reward: (B,) of the last actions."""
         assert self._memory is not None
-        self._memory.wanted[:, -1] -= reward
+        self._memory.reward = reward
 
     @torch.no_grad()
     def act(self, obs: Tensor, /) -> Tensor:
@@ -114,10 +120,10 @@ class PlannerPolicy:
         if not (self.open_loop or due.all()):
             action = torch.where(due[:, None], action, self._follow(m, obs))
         action = action.clamp(-1, 1)
-        m.actions[:, -1] = action
+        m.action = action
         m.queue = torch.roll(m.queue, -1, dims=1)
-        m.left -= 1
-        m.time += 1
+        m.left = m.left - 1
+        m.time = m.time + 1
         if m.age is not None:
             m.age += m.age >= 0
         return action
@@ -125,9 +131,11 @@ class PlannerPolicy:
     def _remember(self, m: _Memory, obs: Tensor) -> None:
         """Moves the past one step back and puts the present behind it."""
         began = (m.time == 0)[:, None]
-        wanted = m.wanted[:, -1:]
+        wanted = m.wanted[:, -1:] - m.reward[:, None]
         m.history = torch.cat((m.history[:, 1:], obs[:, None]), dim=1)
-        m.actions = torch.nn.functional.pad(m.actions[:, 1:], (0, 0, 0, 1))
+        # The action after the present is not known yet: one row of zeros at the end.
+        taken = torch.cat((m.actions[:, :-1], m.action[:, None], m.actions[:, -1:]), dim=1)
+        m.actions = taken[:, 1:]
         m.wanted = torch.cat((m.wanted[:, 1:] * ~began, wanted), dim=1)
         m.remembered = torch.cat((m.remembered[:, 1:], torch.ones_like(began)), dim=1)
 
@@ -164,7 +172,7 @@ class PlannerPolicy:
             actions=m.actions,
             wanted=m.wanted,
             remembered=m.remembered,
-            time=m.time.clone(),
+            time=m.time,
             pins=self.pinning(obs) if self.pinning else None,
         )
         if m.imagined is None or m.age is None:
@@ -198,6 +206,8 @@ class PlannerPolicy:
             wanted=torch.zeros(n, steps, device=device),
             remembered=torch.zeros(n, steps, dtype=torch.bool, device=device),
             time=whole,
+            action=torch.zeros(n, spec.action_dim, device=device),
+            reward=torch.zeros(n, device=device),
             queue=torch.zeros(n, 1, spec.action_dim, device=device),
             left=whole.clone(),
         )

@@ -22,11 +22,11 @@ class SequenceDenoiser(nn.Module):
     number per window and a flag beside it; flag 0 is the null condition.
     """
 
-    def __init__(self, network: str, columns: int, *, conditional: bool) -> None:
+    def __init__(self, network: str, columns: int, rows: int, *, conditional: bool) -> None:
         """network: a name of `offdiff.diffusion.networks`."""
         super().__init__()
         self.columns, self.conditional = columns, conditional
-        self.network = build_network(network, 2 * columns + 2 * conditional, columns)
+        self.network = build_network(network, 2 * columns + 2 * conditional, columns, rows=rows)
 
     def forward(self, x: Tensor, sigma: Tensor, known: Tensor, condition: Tensor | None) -> Tensor:
         """x (B, T, D), sigma (B,), known (B, T, D) bool, condition (B, 2) or None -> (B, T, D)."""

@@ -49,7 +49,7 @@ class TrajectoryDiffuserConfig(PlannerConfig):
     """Of the choice among candidates; 0 takes the one of highest value."""
     expectile: float = 0.7
     """Of the state value that ranks candidates."""
-    network: str = "dit-xs"
+    network: str = "mlp-256"
     """Of the denoiser; names of `offdiff.diffusion.networks`."""
     generator_width: int = 128
     """Of the transformer that proposes, a multiple of 4."""
@@ -105,7 +105,9 @@ class TrajectoryDiffuser(PlannerModule):
         self.generator = Generator(
             spec.obs_dim, width=config.generator_width, depth=config.generator_depth
         )
-        self.denoiser = SequenceDenoiser(config.network, spec.obs_dim, conditional=True)
+        self.denoiser = SequenceDenoiser(
+            config.network, spec.obs_dim, config.horizon, conditional=True
+        )
         self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
         self.value = StateValue(spec.obs_dim, config.hidden)
         known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)

@@ -40,7 +40,7 @@ class VeteranConfig(PlannerConfig):
     """states: sum of a learned state value over the plan. window: a critic of the whole plan."""
     expectile: float = 0.7
     """Of the state value."""
-    network: str = "dit-xs"
+    network: str = "mlp-256"
     """Of the denoiser; names of `offdiff.diffusion.networks`."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden widths of inverse dynamics and critic."""
@@ -77,7 +77,9 @@ class Veteran(PlannerModule):
         super().__init__()
         self.config, self.task, spec = config, task, task.spec
         self.scale = Normaliser(task.obs_mean, task.obs_std)
-        self.denoiser = SequenceDenoiser(config.network, spec.obs_dim, conditional=False)
+        self.denoiser = SequenceDenoiser(
+            config.network, spec.obs_dim, config.horizon, conditional=False
+        )
         self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
         self.critic: StateValue | WindowCritic
         if config.rank_by == "states":

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from offdiff.core.errors import unknown_name
 from offdiff.data.codec import ActionMap
 from offdiff.diffusion.denoiser import LevelMode
-from offdiff.diffusion.networks import NETWORKS
+from offdiff.diffusion.networks import NAMES
 
 RANGES: dict[str, tuple[float, float]] = {
     "horizon": (1, 4096),
@@ -35,7 +35,8 @@ class ModelConfig:
     horizon: int = 16
     """Transitions per window."""
     network: str = "dit-xs"
-    """unet-WIDTH (32, 64, 128, 256, 1024) or dit-SIZE (xs, tiny, s-, s, b)."""
+    """unet-WIDTH (32, 64, 128, 256, 1024), dit-SIZE (xs, tiny, s-, s, b), temporal-WIDTH (32, 64,
+    128) or mlp-WIDTH (128, 256, 512)."""
     action_map: ActionMap = "linear"
     """How actions become columns: as they are, or through atanh as in PGD's code."""
     terminals: bool = True
@@ -70,8 +71,8 @@ class ModelConfig:
             value = getattr(self, name)
             if not (math.isfinite(value) and low <= value <= high):
                 raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-        if self.network not in NETWORKS:
-            raise unknown_name("network", self.network, NETWORKS)
+        if self.network not in NAMES:
+            raise unknown_name("network", self.network, NAMES)
 
     @property
     def hash(self) -> str:

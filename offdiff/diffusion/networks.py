@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offdiff.core.errors import unknown_name
 from offdiff.diffusion.dit import DiT
+from offdiff.diffusion.mlp import WindowMLP
 from offdiff.diffusion.temporal_unet import TemporalUNet
 from offdiff.diffusion.unet import UNet
 
@@ -30,18 +31,31 @@ NETWORKS: dict[str, Callable[[int, int], nn.Module]] = {
     "temporal-64": partial(TemporalUNet, width=64, level_scale=TEMPORAL_SCALE),
     "temporal-128": partial(TemporalUNet, width=128, level_scale=TEMPORAL_SCALE),
 }
-"""All take x (B, T, in_channels) and c_noise (B,), and return (B, T, out_channels)."""
+"""All take x (B, T, in_channels) and c_noise (B,), and return (B, T, out_channels); any T."""
+WINDOW_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp-128": partial(WindowMLP, width=128, depth=2),
+    "mlp-256": partial(WindowMLP, width=256, depth=3),
+    "mlp-512": partial(WindowMLP, width=512, depth=3),
+}
+"""The same for the one number of rows that they are built with."""
+NAMES = (*NETWORKS, *WINDOW_NETWORKS)
 
 
-def build_network(name: str, in_channels: int, out_channels: int) -> nn.Module:
-    """An untrained network, drawn from torch's global generator on its default device."""
+def build_network(name: str, in_channels: int, out_channels: int, *, rows: int) -> nn.Module:
+    """An untrained network, drawn from torch's global generator on its default device.
+
+    rows: T of the windows it will see; only WINDOW_NETWORKS are bound to it.
+    """
+    if name in WINDOW_NETWORKS:
+        return WINDOW_NETWORKS[name](in_channels, out_channels, rows=rows)
     if name not in NETWORKS:
-        raise unknown_name("network", name, NETWORKS)
+        raise unknown_name("network", name, NAMES)
     return NETWORKS[name](in_channels, out_channels)
 
 
 def forward_flops(name: str, channels: int, rows: int) -> float:
     """Operations of one window's forward pass: 2 x the multiply-adds of all matrix products."""
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build_network(name, channels, channels)(torch.empty(1, rows, channels), torch.empty(1))
+        network = build_network(name, channels, channels, rows=rows)
+        network(torch.empty(1, rows, channels), torch.empty(1))
     return float(counter.get_total_flops())

@@ -145,7 +145,8 @@ def make_denoiser(config: ModelConfig, codec: Codec) -> Denoiser:
     """An untrained denoiser for the codec's rows, on its device."""
     mixed = config.levels == "mixed"
     extra = len(GROUPS) if mixed else 0
-    network = build_network(config.network, codec.columns + extra, codec.columns)
+    columns, rows = codec.columns, config.horizon + 1
+    network = build_network(config.network, columns + extra, columns, rows=rows)
     denoiser = Denoiser(network, codec.slots, codec.widths, level_channels=mixed)
     return denoiser.to(codec.mean.device)
 
