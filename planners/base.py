@@ -57,6 +57,9 @@ class PlannerModule(nn.Module, ABC):
     def plan(self, situation: Situation, /, *, generator: torch.Generator) -> Plan:
         """The `Planner` contract: one plan for each of B environments."""
 
+    def begin(self, batch: PlanBatch, /) -> None:
+        """Called once, before training, with windows of data: sets buffers that hold scales."""
+
     def after_step(self) -> None:
         """Called after every gradient step: target networks move here."""
 

@@ -13,10 +13,11 @@ from torch import Tensor
 from offdiff.core.planning import Plan, Situation
 from offdiff.data.plan_windows import PlanBatch
 from offdiff.diffusion.sampling import karras_sigmas, sample_ddim
-from offdiff.planners.base import Normaliser, PlannerConfig, PlannerModule, require_horizon
+from offdiff.planners.base import PlannerConfig, PlannerModule, require_horizon
 from offdiff.planners.diffuser import SIGMA_MAX, SIGMA_MIN
+from offdiff.planners.frame import PlanFrame
 from offdiff.planners.known import known_rows, start_mask
-from offdiff.planners.parts import InverseDynamics, steer
+from offdiff.planners.parts import InverseDynamics
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
 from offdiff.planners.task import Task
 
@@ -72,29 +73,34 @@ class DecisionDiffuser(PlannerModule):
     def __init__(self, config: DecisionDiffuserConfig, task: Task) -> None:
         super().__init__()
         self.config, self.task, spec = config, task, task.spec
-        self.scale = Normaliser(task.obs_mean, task.obs_std)
+        self.frame = PlanFrame(task, config.horizon)
         self.denoiser = SequenceDenoiser(
             config.network, spec.obs_dim, config.horizon, conditional=True
         )
-        self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
+        self.inverse = InverseDynamics(task, config.hidden)
         known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)
         self.register_buffer("known", known, persistent=False)
 
+    def begin(self, batch: PlanBatch, /) -> None:
+        """Measures the spreads of plans."""
+        self.frame.begin(batch)
+
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Of the denoiser and of the inverse dynamics."""
-        obs = self.scale.encode(batch.obs)
+        rows = self.frame.encode(batch.obs)
         condition = self.task.condition(batch.to_go[:, 0])
-        counts = batch.counts[..., None].expand_as(obs)
+        counts = batch.counts[..., None].expand_as(rows)
         loss = sequence_loss(
-            self.denoiser, obs, self.known, counts, condition, SequenceLaw(), generator=generator
+            self.denoiser, rows, self.known, counts, condition, SequenceLaw(), generator=generator
         )
-        return {"denoiser": loss, "inverse": self.inverse.loss(obs, batch)}
+        return {"denoiser": loss, "inverse": self.inverse.loss(self.frame, batch)}
 
     def plan(self, situation: Situation, /, *, generator: torch.Generator) -> Plan:
         """One plan by low-temperature ancestral sampling with classifier-free guidance."""
         c = self.config
         goal = self.task.goal if c.pin_goal else None
-        values, known = known_rows(situation, c.horizon, self.scale, goal)
+        decided, known = known_rows(situation, c.horizon, goal)
+        values = self.frame.encode(decided)
         condition = self.task.condition(situation.wanted[:, -1])
         noise = torch.randn(values.shape, generator=generator, device=values.device)
         sampler = partial(
@@ -107,14 +113,15 @@ class DecisionDiffuser(PlannerModule):
         denoise = self.denoiser.given(values, known, condition, weight=c.guidance)
         start = c.start_temperature * SIGMA_MAX * noise
         rows = sample_given(sampler, denoise, start, values, known)
+        obs = self.frame.decode(rows)
         return Plan(
-            action=steer(self.inverse, rows, c.steps_planned),
-            obs=self.scale.decode(rows),
+            action=self.inverse.steer(self.frame, obs, c.steps_planned),
+            obs=obs,
             stride=c.stride,
             calls=c.levels,
         )
 
     def follow(self, obs: Tensor, ahead: Tensor, /) -> Tensor:
         """The action that leads to where the plan is one row later."""
-        action: Tensor = self.inverse(self.scale.encode(obs), self.scale.encode(ahead[:, 1]))
+        action: Tensor = self.inverse(self.frame, obs, ahead[:, 1])
         return action

@@ -17,6 +17,7 @@ from offdiff.diffusion.denoiser import LevelLaw
 from offdiff.diffusion.networks import build_network
 from offdiff.diffusion.sampling import Edit, karras_sigmas, sample_ddim
 from offdiff.planners.base import Normaliser, PlannerConfig, PlannerModule, require_horizon
+from offdiff.planners.frame import PlanFrame
 from offdiff.planners.known import known_rows, start_mask
 from offdiff.planners.parts import pick
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
@@ -97,16 +98,22 @@ class Diffuser(PlannerModule):
         self.config, self.task = config, task
         observed, columns = task.spec.obs_dim, task.spec.obs_dim + task.spec.action_dim
         self.observed = observed
-        self.scale = Normaliser(task.obs_mean + task.action_mean, task.obs_std + task.action_std)
-        self.obs_scale = Normaliser(task.obs_mean, task.obs_std)
+        self.frame = PlanFrame(task, config.horizon)
+        self.action_scale = Normaliser(task.action_mean, task.action_std)
         self.denoiser = SequenceDenoiser(config.network, columns, config.horizon, conditional=False)
         self.guide = NoisyReturn(config.guide_network, columns, config.horizon)
         known = start_mask(config.horizon, columns, observed, task.goal)
         self.register_buffer("known", known, persistent=False)
 
+    def begin(self, batch: PlanBatch, /) -> None:
+        """Measures the spreads of plans."""
+        self.frame.begin(batch)
+
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Of the denoiser, and of the predicted return on noisy windows."""
-        clean = self.scale.encode(torch.cat((batch.obs, batch.action), dim=-1))
+        clean = torch.cat(
+            (self.frame.encode(batch.obs), self.action_scale.encode(batch.action)), dim=-1
+        )
         acted = batch.counts & (batch.acted | ~batch.real)
         counts = torch.cat(
             (
@@ -132,9 +139,9 @@ class Diffuser(PlannerModule):
         """Candidates by guided ancestral sampling; the one of highest predicted return."""
         c, n = self.config, self.config.candidates
         goal = self.task.goal if c.pin_goal else None
-        values, known = known_rows(situation, c.horizon, self.obs_scale, goal)
+        decided, known = known_rows(situation, c.horizon, goal)
         unknown = (0, self.task.spec.action_dim)
-        values = nn.functional.pad(values, unknown).repeat_interleave(n, 0)
+        values = nn.functional.pad(self.frame.encode(decided), unknown).repeat_interleave(n, 0)
         known = nn.functional.pad(known, unknown).repeat_interleave(n, 0)
         sigmas = karras_sigmas(c.levels, SIGMA_MIN, SIGMA_MAX)
         start = SIGMA_MAX * torch.randn(values.shape, generator=generator, device=values.device)
@@ -148,13 +155,13 @@ class Diffuser(PlannerModule):
         rows = sample_given(sampler, self.denoiser.given(values, known), start, values, known)
         lowest = rows.new_full((len(rows),), SIGMA_MIN)
         best = self.guide(rows, lowest).view(-1, n).argmax(1)
-        decoded = self.scale.decode(rows).view(-1, n, *rows.shape[1:])
-        chosen = pick(decoded, best)
+        obs = self.frame.decode(rows[..., : self.observed]).view(-1, n, c.horizon, self.observed)
+        action = self.action_scale.decode(rows[..., self.observed :]).unflatten(0, (-1, n))
         return Plan(
-            action=chosen[..., self.observed :].clamp(-1, 1),
-            obs=chosen[..., : self.observed],
+            action=pick(action, best).clamp(-1, 1),
+            obs=pick(obs, best),
             stride=c.stride,
-            candidates=decoded[..., : self.observed],
+            candidates=obs,
             calls=c.levels + (c.levels - c.unguided_levels) * c.guide_steps + 1,
         )
 

@@ -25,6 +25,8 @@ from offdiff.planners.task import Task
 CHECKPOINT_SECONDS = 20.0
 HELD_WINDOWS = 1024
 """Held-out windows of validation and calibration."""
+SCALE_WINDOWS = 16_384
+"""Windows that scales are measured on."""
 
 Log = Callable[[int, Mapping[str, float]], None]
 """(gradient steps done, means since the last call)"""
@@ -80,6 +82,8 @@ class PlannerFit:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "planner"))
             module = config.build(task).to(device)
+        scales = torch.Generator(device).manual_seed(0)
+        module.begin(train.sample(SCALE_WINDOWS, generator=scales))
         return cls(
             config=config,
             updates=updates,

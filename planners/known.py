@@ -8,14 +8,11 @@ from torch import Tensor
 
 from offdiff.core.errors import InputError
 from offdiff.core.planning import Situation
-from offdiff.planners.base import Normaliser
 from offdiff.planners.task import Goal
 
 
-def known_rows(
-    situation: Situation, rows: int, normaliser: Normaliser, goal: Goal | None
-) -> tuple[Tensor, Tensor]:
-    """(B, H, O) standardised values and (B, H, O) bool, where they hold.
+def known_rows(situation: Situation, rows: int, goal: Goal | None) -> tuple[Tensor, Tensor]:
+    """(B, H, O) values in the environment's units and (B, H, O) bool, where they hold.
 
     goal: where one is to be in the last row, as the present observation says; None to leave it
     open. What the situation pins holds besides. Raises InputError for pins of another size.
@@ -40,7 +37,7 @@ def known_rows(
         later = pins.which.clone()
         later[:, 0] = False  # the present is what it is
         values, known = torch.where(later, pins.values, values), known | later
-    return normaliser.encode(values), known
+    return values, known
 
 
 def start_mask(rows: int, columns: int, observed: int, goal: Goal | None) -> Tensor:

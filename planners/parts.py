@@ -1,7 +1,7 @@
 """What planners are put together from: inverse dynamics, values that rank plans, the choice.
 
-Dimension letters: B windows, T rows, N candidates, O observation, A action. Observations are
-standardised, values are divided by `Task.value_scale`.
+Dimension letters: B windows, T rows, N candidates, O observation, A action. Values
+are divided by `Task.value_scale`.
 """
 
 import copy
@@ -11,30 +11,32 @@ from torch import Tensor, nn
 
 from offdiff.data.plan_windows import PlanBatch
 from offdiff.planners.base import masked_mean, perceptron
+from offdiff.planners.frame import PlanFrame
+from offdiff.planners.task import Task
 
 
 class InverseDynamics(nn.Module):
-    """The action that leads from one observation to the next: a = tanh f(s, s')."""
+    """The action that leads from one observation to the next: a = tanh f(s, s' - s)."""
 
-    def __init__(self, obs_dim: int, action_dim: int, hidden: tuple[int, ...]) -> None:
+    def __init__(self, task: Task, hidden: tuple[int, ...]) -> None:
         super().__init__()
-        self.net = perceptron(2 * obs_dim, action_dim, hidden)
+        self.net = perceptron(2 * task.spec.obs_dim, task.spec.action_dim, hidden)
 
-    def forward(self, now: Tensor, ahead: Tensor) -> Tensor:
-        """(..., O), (..., O) -> (..., A) in [-1, 1]."""
-        return torch.tanh(self.net(torch.cat((now, ahead), dim=-1)))
+    def forward(self, frame: PlanFrame, now: Tensor, ahead: Tensor) -> Tensor:
+        """(..., O), (..., O) in the environment's units -> (..., A) in [-1, 1]."""
+        inputs = torch.cat((frame.standardise(now), frame.step(now, ahead)), dim=-1)
+        return torch.tanh(self.net(inputs))
 
-    def loss(self, obs: Tensor, batch: PlanBatch) -> Tensor:
-        """Mean squared error over all pairs of neighbouring rows; obs (B, T, O). 0-d."""
-        error = (self(obs[:, :-1], obs[:, 1:]) - batch.action[:, :-1]).square()
-        return masked_mean(error, batch.pairs[..., None])
+    def loss(self, frame: PlanFrame, batch: PlanBatch) -> Tensor:
+        """Mean squared error over all pairs of neighbouring rows, 0-d."""
+        action = self(frame, batch.obs[:, :-1], batch.obs[:, 1:])
+        return masked_mean((action - batch.action[:, :-1]).square(), batch.pairs[..., None])
 
-
-def steer(inverse: InverseDynamics, rows: Tensor, steps: int) -> Tensor:
-    """(B, K, A) actions along standardised rows (B, T, O), for up to `steps` steps."""
-    steps = min(steps, rows.shape[1] - 1)
-    actions: Tensor = inverse(rows[:, :steps], rows[:, 1 : steps + 1])
-    return actions
+    def steer(self, frame: PlanFrame, obs: Tensor, steps: int) -> Tensor:
+        """(B, K, A) actions along the rows of plans (B, H, O), for up to `steps` steps."""
+        steps = min(steps, obs.shape[1] - 1)
+        actions: Tensor = self(frame, obs[:, :steps], obs[:, 1 : steps + 1])
+        return actions
 
 
 class StateValue(nn.Module):

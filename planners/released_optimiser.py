@@ -6,6 +6,7 @@ Dimension letters: B windows, H rows, O observation, K executed levels. Rows are
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -36,15 +37,15 @@ class DiscreteSchedule:
 
         The noisiest keeps a third of the data's variance: standard normal noise is not its prior.
         """
-        beta = torch.linspace(BETA_FIRST, BETA_LAST, LEVELS, dtype=torch.float64)
-        kept = (1 - beta).cumprod(0)
-        before = torch.cat((torch.ones(1, dtype=torch.float64), kept[:-1]))
+        beta = np.linspace(BETA_FIRST, BETA_LAST, LEVELS)
+        kept = np.cumprod(1 - beta)
+        before = np.concatenate(([1.0], kept[:-1]))
         columns = (
-            kept.sqrt(),
-            (1 - kept).sqrt(),
-            beta * before.sqrt() / (1 - kept),
-            (1 - before) * (1 - beta).sqrt() / (1 - kept),
-            (beta * (1 - before) / (1 - kept)).sqrt(),
+            np.sqrt(kept),
+            np.sqrt(1 - kept),
+            beta * np.sqrt(before) / (1 - kept),
+            (1 - before) * np.sqrt(1 - beta) / (1 - kept),
+            np.sqrt(beta * (1 - before) / (1 - kept)),
         )
         return cls(*(tuple(column.tolist()) for column in columns))
 

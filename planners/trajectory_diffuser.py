@@ -14,11 +14,12 @@ from torch import Tensor
 from offdiff.core.planning import Plan, Situation
 from offdiff.data.plan_windows import PlanBatch
 from offdiff.diffusion.sampling import karras_sigmas, sample_ddim
-from offdiff.planners.base import Normaliser, PlannerConfig, PlannerModule, require_horizon
+from offdiff.planners.base import PlannerConfig, PlannerModule, require_horizon
 from offdiff.planners.diffuser import SIGMA_MAX, SIGMA_MIN
+from offdiff.planners.frame import PlanFrame
 from offdiff.planners.generator import Generator
 from offdiff.planners.known import known_rows, start_mask
-from offdiff.planners.parts import InverseDynamics, StateValue, choose, pick, steer
+from offdiff.planners.parts import InverseDynamics, StateValue, choose, pick
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
 from offdiff.planners.task import Task
 
@@ -101,37 +102,41 @@ class TrajectoryDiffuser(PlannerModule):
     def __init__(self, config: TrajectoryDiffuserConfig, task: Task) -> None:
         super().__init__()
         self.config, self.task, spec = config, task, task.spec
-        self.scale = Normaliser(task.obs_mean, task.obs_std)
+        self.frame = PlanFrame(task, config.horizon)
         self.generator = Generator(
             spec.obs_dim, width=config.generator_width, depth=config.generator_depth
         )
         self.denoiser = SequenceDenoiser(
             config.network, spec.obs_dim, config.horizon, conditional=True
         )
-        self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
+        self.inverse = InverseDynamics(task, config.hidden)
         self.value = StateValue(spec.obs_dim, config.hidden)
         known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)
         self.register_buffer("known", known, persistent=False)
         self.register_buffer("start", torch.tensor(1.0))
         self.register_buffer("errors", torch.zeros(config.horizon))
 
+    def begin(self, batch: PlanBatch, /) -> None:
+        """Measures the spreads of plans."""
+        self.frame.begin(batch)
+
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Of the four parts; the denoiser learns from the first H rows of a window."""
         c = self.config
-        obs = self.scale.encode(batch.obs)
+        obs = self.frame.standardise(batch.obs)
         to_go = self.task.condition(batch.to_go)
-        rows = obs[:, : c.horizon]
+        rows = self.frame.encode(batch.obs[:, : c.horizon])
         counts = batch.counts[:, : c.horizon, None].expand_as(rows)
         noise = torch.randn(obs.shape, generator=generator, device=obs.device)
         return {
             "generator": self.generator.loss(
-                obs, to_go, batch.counts, noise=c.generator_noise * noise
+                obs, to_go, batch.counts, unit=self._unit, noise=c.generator_noise * noise
             ),
             "denoiser": sequence_loss(
                 self.denoiser, rows, self.known, counts, to_go[:, 0], SequenceLaw(),
                 generator=generator,
             ),
-            "inverse": self.inverse.loss(obs, batch),
+            "inverse": self.inverse.loss(self.frame, batch),
             "value": self.value.loss(
                 obs, batch, scale=self.task.value_scale(c.discount),
                 discount=c.discount**c.stride, expectile=c.expectile,
@@ -144,22 +149,24 @@ class TrajectoryDiffuser(PlannerModule):
 
     def calibrate(self, held: PlanBatch, /, *, generator: torch.Generator) -> None:
         """Measures how far proposals are off: as much noise is put on them (spec 14.4)."""
-        past = self.config.history
-        obs, to_go = self.scale.encode(held.obs), self.task.condition(held.to_go)
-        proposal = self.generator.rollout(
-            obs[:, :past], to_go[:, :past], held.real[:, :past], self.config.horizon - 1
+        past, rows = self.config.history, self.config.horizon
+        obs, to_go = self.frame.standardise(held.obs), self.task.condition(held.to_go)
+        ahead = self.generator.rollout(
+            obs[:, :past], to_go[:, :past], held.real[:, :past], rows - 1, unit=self._unit
         )
-        later = held.counts[:, past:, None]
-        square = (proposal - obs[:, past:]).square() * later
-        error = (square.sum((0, 2)) / (later.sum((0, 2)).clamp(min=1) * obs.shape[2])).sqrt()
-        self.errors.copy_(torch.nn.functional.pad(error, (1, 0)))
-        self.start.copy_(error.median().clamp(SIGMA_MIN, SIGMA_MAX))
+        proposal = self._as_rows(held.obs[:, past - 1], ahead)
+        later = held.counts[:, past - 1 :, None].expand_as(proposal)
+        square = (proposal - self.frame.encode(held.obs[:, past - 1 :])).square() * later
+        error = (square.sum((0, 2)) / later.sum((0, 2)).clamp(min=1)).sqrt()
+        self.errors.copy_(error)
+        self.start.copy_(error[1:].median().clamp(SIGMA_MIN, SIGMA_MAX))
 
     def plan(self, situation: Situation, /, *, generator: torch.Generator) -> Plan:
         """Proposal, candidates refined from it, the one of highest value."""
         c, n = self.config, self.config.candidates
         goal = self.task.goal if c.pin_goal else None
-        values, known = known_rows(situation, c.horizon, self.scale, goal)
+        decided, known = known_rows(situation, c.horizon, goal)
+        values = self.frame.encode(decided)
         proposal, calls = values, 0
         if c.start == "proposal":
             proposal, calls = self._propose(situation)
@@ -172,21 +179,22 @@ class TrajectoryDiffuser(PlannerModule):
                 generator=generator,
             )
             candidates = refined.view(-1, n, *proposal.shape[1:])
-        worth = self.value(candidates[:, :, 1:]).mean(-1)
+        imagined = self.frame.decode(candidates)
+        worth = self.value(self.frame.standardise(imagined[:, :, 1:])).mean(-1)
         best = choose(worth, temperature=c.temperature, generator=generator)
-        rows = pick(candidates, best)
+        obs = pick(imagined, best)
         return Plan(
-            action=steer(self.inverse, rows, c.steps_planned),
-            obs=self.scale.decode(rows),
+            action=self.inverse.steer(self.frame, obs, c.steps_planned),
+            obs=obs,
             stride=c.stride,
-            stages={} if c.start == "noise" else {"proposal": self.scale.decode(proposal)},
-            candidates=self.scale.decode(candidates),
+            stages={} if c.start == "noise" else {"proposal": self.frame.decode(proposal)},
+            candidates=imagined,
             calls=calls + c.levels,
         )
 
     def follow(self, obs: Tensor, ahead: Tensor, /) -> Tensor:
         """The action that leads to where the plan is one row later."""
-        action: Tensor = self.inverse(self.scale.encode(obs), self.scale.encode(ahead[:, 1]))
+        action: Tensor = self.inverse(self.frame, obs, ahead[:, 1])
         return action
 
     def start_sigma(self) -> float:
@@ -196,22 +204,34 @@ class TrajectoryDiffuser(PlannerModule):
         return self.config.start_level or float(self.start)
 
     def _propose(self, situation: Situation) -> tuple[Tensor, int]:
-        """(B, H, O) proposals and how many network calls they took."""
+        """(B, H, O) proposed rows and how many network calls they took."""
         c = self.config
         if (warm := self._warm(situation)) is not None:
             return warm, 0
-        history = self.scale.encode(situation.history)
+        history = self.frame.standardise(situation.history)
         to_go = self.task.condition(situation.wanted)
-        ahead = self.generator.rollout(history, to_go, situation.remembered, c.horizon - 1)
-        return torch.cat((history[:, -1:], ahead), dim=1), c.horizon - 1
+        ahead = self.generator.rollout(
+            history, to_go, situation.remembered, c.horizon - 1, unit=self._unit
+        )
+        return self._as_rows(situation.obs, ahead), c.horizon - 1
+
+    @property
+    def _unit(self) -> Tensor:
+        """(O,) what one row usually brings, in standard deviations."""
+        return self.frame.spread[1] / self.frame.std
+
+    def _as_rows(self, obs: Tensor, ahead: Tensor) -> Tensor:
+        """(B, O) and standardised (B, H - 1, O) -> (B, H, O) rows."""
+        later = ahead * self.frame.std + self.frame.mean
+        return self.frame.encode(torch.cat((obs[:, None], later), dim=1))
 
     def _warm(self, situation: Situation) -> Tensor | None:
         """The plans before, if all came true so far as the noise put on them can mend."""
         previous, follows = situation.previous, situation.follows
         if not self.config.warm_start or previous is None or follows is None:
             return None
-        rows = self.scale.encode(previous)
-        off = (rows[:, 0] - self.scale.encode(situation.obs)).square().mean(-1).sqrt()
+        off = self.frame.step(previous[:, 0], situation.obs).square().mean(-1).sqrt()
+        rows = self.frame.encode(torch.cat((situation.obs[:, None], previous[:, 1:]), dim=1))
         return rows if bool((follows & (off <= self.start_sigma())).all()) else None
 
     def _refine(

@@ -13,10 +13,11 @@ from torch import Tensor
 from offdiff.core.planning import Plan, Situation
 from offdiff.data.plan_windows import PlanBatch
 from offdiff.diffusion.sampling import karras_sigmas, sample_ddim
-from offdiff.planners.base import Normaliser, PlannerConfig, PlannerModule, require_horizon
+from offdiff.planners.base import PlannerConfig, PlannerModule, require_horizon
 from offdiff.planners.diffuser import SIGMA_MAX, SIGMA_MIN
+from offdiff.planners.frame import PlanFrame
 from offdiff.planners.known import known_rows, start_mask
-from offdiff.planners.parts import InverseDynamics, StateValue, WindowCritic, choose, pick, steer
+from offdiff.planners.parts import InverseDynamics, StateValue, WindowCritic, choose, pick
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
 from offdiff.planners.task import Task
 
@@ -76,11 +77,11 @@ class Veteran(PlannerModule):
     def __init__(self, config: VeteranConfig, task: Task) -> None:
         super().__init__()
         self.config, self.task, spec = config, task, task.spec
-        self.scale = Normaliser(task.obs_mean, task.obs_std)
+        self.frame = PlanFrame(task, config.horizon)
         self.denoiser = SequenceDenoiser(
             config.network, spec.obs_dim, config.horizon, conditional=False
         )
-        self.inverse = InverseDynamics(spec.obs_dim, spec.action_dim, config.hidden)
+        self.inverse = InverseDynamics(task, config.hidden)
         self.critic: StateValue | WindowCritic
         if config.rank_by == "states":
             self.critic = StateValue(spec.obs_dim, config.hidden)
@@ -89,13 +90,17 @@ class Veteran(PlannerModule):
         known = start_mask(config.horizon, spec.obs_dim, spec.obs_dim, task.goal)
         self.register_buffer("known", known, persistent=False)
 
+    def begin(self, batch: PlanBatch, /) -> None:
+        """Measures the spreads of plans."""
+        self.frame.begin(batch)
+
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Of denoiser, inverse dynamics and critic."""
         c = self.config
-        obs = self.scale.encode(batch.obs)
-        counts = batch.counts[..., None].expand_as(obs)
+        rows, obs = self.frame.encode(batch.obs), self.frame.standardise(batch.obs)
+        counts = batch.counts[..., None].expand_as(rows)
         loss = sequence_loss(
-            self.denoiser, obs, self.known, counts, None, SequenceLaw(), generator=generator
+            self.denoiser, rows, self.known, counts, None, SequenceLaw(), generator=generator
         )
         scale = self.task.value_scale(c.discount)
         if isinstance(self.critic, StateValue):
@@ -105,7 +110,7 @@ class Veteran(PlannerModule):
             )
         else:
             critic = self.critic.loss(obs, batch, scale)
-        return {"denoiser": loss, "inverse": self.inverse.loss(obs, batch), "critic": critic}
+        return {"denoiser": loss, "inverse": self.inverse.loss(self.frame, batch), "critic": critic}
 
     def after_step(self) -> None:
         """Moves the target of the state value."""
@@ -116,27 +121,29 @@ class Veteran(PlannerModule):
         """N plans by DDIM; the one of highest value."""
         c, n = self.config, self.config.candidates
         goal = self.task.goal if c.pin_goal else None
-        values, known = known_rows(situation, c.horizon, self.scale, goal)
+        decided, known = known_rows(situation, c.horizon, goal)
+        values = self.frame.encode(decided)
         values, known = values.repeat_interleave(n, 0), known.repeat_interleave(n, 0)
         noise = torch.randn(values.shape, generator=generator, device=values.device)
         sampler = partial(sample_ddim, sigmas=karras_sigmas(c.levels, SIGMA_MIN, SIGMA_MAX))
         denoise = self.denoiser.given(values, known)
         rows = sample_given(sampler, denoise, SIGMA_MAX * noise, values, known)
-        candidates = rows.view(-1, n, *rows.shape[1:])
+        candidates = self.frame.decode(rows).view(-1, n, *rows.shape[1:])
+        states = self.frame.standardise(candidates)
         if isinstance(self.critic, StateValue):
-            value = self.critic(candidates[:, :, 1:]).sum(-1)
+            value = self.critic(states[:, :, 1:]).sum(-1)
         else:
-            value = self.critic(candidates)
+            value = self.critic(states)
         chosen = pick(candidates, choose(value, temperature=0.0, generator=generator))
         return Plan(
-            action=steer(self.inverse, chosen, c.steps_planned),
-            obs=self.scale.decode(chosen),
+            action=self.inverse.steer(self.frame, chosen, c.steps_planned),
+            obs=chosen,
             stride=c.stride,
-            candidates=self.scale.decode(candidates),
+            candidates=candidates,
             calls=c.levels,
         )
 
     def follow(self, obs: Tensor, ahead: Tensor, /) -> Tensor:
         """The action that leads to where the plan is one row later."""
-        action: Tensor = self.inverse(self.scale.encode(obs), self.scale.encode(ahead[:, 1]))
+        action: Tensor = self.inverse(self.frame, obs, ahead[:, 1])
         return action

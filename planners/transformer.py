@@ -1,0 +1,119 @@
+"""A causal transformer whose keys and values can be kept: one token more costs one token.
+
+Tensors are (B batch, T tokens, W width); inside, (B, heads, T, W / heads).
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROTARY_BASE = 10_000.0
+
+
+class Cache(NamedTuple):
+    """What attention remembers. A value: keeping an older one takes back the tokens since."""
+
+    keys: tuple[Tensor, ...]
+    """(B, heads, T, W / heads) per block"""
+    values: tuple[Tensor, ...]
+    real: Tensor
+    """(B, T) bool"""
+
+
+class CausalTransformer(nn.Module):
+    """Pre-norm blocks; a token attends to itself and to earlier tokens that are real.
+
+    Rotary positions depend on distances alone: neither a window that slides nor padding on its left
+    changes what follows. Without them, positions are the caller's business.
+    """
+
+    def __init__(
+        self, width: int, depth: int, heads: int, *, dropout: float = 0.0, rotary: bool = True
+    ) -> None:
+        """width: a multiple of 2 * heads."""
+        super().__init__()
+        if width % (2 * heads):
+            raise ValueError(f"width must be a multiple of {2 * heads}, got {width}")
+        self.blocks = nn.ModuleList(Block(width, heads, dropout, rotary) for _ in range(depth))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
+        """tokens (B, T, W), real (B, T) bool, padding on either side -> (B, T, W)."""
+        return self.prefill(tokens, real)[0]
+
+    def prefill(self, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, Cache]:
+        """The same, and what later tokens need of these."""
+        if real is None:
+            real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        n = tokens.shape[1]
+        causal = torch.ones(n, n, dtype=torch.bool, device=tokens.device).tril()
+        # A token sees itself even if it is padding: a row without any key would be 0 / 0.
+        itself = torch.eye(n, dtype=torch.bool, device=tokens.device)
+        mask = (causal & real[:, None, :] | itself)[:, None]
+        keys, values = [], []
+        for block in self.blocks:
+            tokens, key, value = block(tokens, mask, None)
+            keys.append(key)
+            values.append(value)
+        return self.norm(tokens), Cache(tuple(keys), tuple(values), real)
+
+    def step(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """One real token (B, 1, W) more -> (B, 1, W) and the longer cache."""
+        real = F.pad(cache.real, (0, 1), value=True)
+        keys, values = [], []
+        for i, block in enumerate(self.blocks):
+            past = cache.keys[i], cache.values[i]
+            token, key, value = block(token, real[:, None, None], past)
+            keys.append(key)
+            values.append(value)
+        return self.norm(token), Cache(tuple(keys), tuple(values), real)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + perceptron(norm(x))."""
+
+    def __init__(self, width: int, heads: int, dropout: float, rotary: bool) -> None:
+        super().__init__()
+        self.heads, self.dropout, self.rotary = heads, dropout, rotary
+        self.before_attention, self.before_perceptron = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+        self.perceptron = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(
+        self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, T, W), mask broadcasting to (B, heads, T, keys) -> x and all keys and values."""
+        joint = self.queries_keys_values(self.before_attention(x)).unflatten(
+            -1, (3, self.heads, -1)
+        )
+        query, key, value = joint.permute(2, 0, 3, 1, 4)
+        if self.rotary:
+            first = past[0].shape[2] if past else 0
+            query, key = rotated(query, first), rotated(key, first)
+        if past:
+            key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = self.projection(mixed.transpose(1, 2).flatten(-2))
+        x = x + F.dropout(mixed, dropout)
+        x = x + F.dropout(self.perceptron(self.before_perceptron(x)), dropout)
+        return x, key, value
+
+
+def rotated(x: Tensor, first: int) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864): pairs of channels turned by their position.
+
+    x: (B, heads, T, D), token t at position first + t. Products of two depend on their distance.
+    """
+    half = x.shape[-1] // 2
+    frequency = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
+    position = torch.arange(first, first + x.shape[2], device=x.device, dtype=x.dtype)
+    angle = position[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    left, right = x[..., :half], x[..., half:]
+    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
