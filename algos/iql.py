@@ -1,5 +1,6 @@
 """Implicit Q-learning: expectile values, advantage-weighted policy (Kostrikov et al. 2021)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -67,8 +68,66 @@ class IQLConfig(LearnerConfig):
         return TanhMeanGaussian(trunk, torch.ones(spec.action_dim))
 
 
+class ImplicitValues:
+    """V by expectile regression on the target Q, Q by Bellman targets from V, for S seeds.
+
+    The policy has no part in it. All losses are taken at the parameters before the update.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        hidden: Sequence[int],
+        random: SeedStreams,
+        device: torch.device,
+        *,
+        learning_rate: float,
+        expectile: float,
+        discount: float,
+        target_rate: float,
+    ) -> None:
+        """Networks at their first update. The rest as in `IQLConfig`."""
+        seeds = len(random)
+        self.expectile, self.discount, self.target_rate = expectile, discount, target_rate
+        self.value = MLP((spec.obs_dim, *hidden, 1), seeds)
+        self.value.to(device).initialise(random, "orthogonal")
+        self.critic = Critic(spec, hidden, seeds, members=2)
+        self.critic.net.to(device).initialise(random, "orthogonal")
+        self.target_critic = self.critic.target()
+        self.value_optimiser = Adam([self.value.flat], learning_rate)
+        self.critic_optimiser = Adam([self.critic.net.flat], learning_rate)
+        self.parts: dict[str, Part] = {
+            "value": self.value,
+            "critic": self.critic.net,
+            "target_critic": self.target_critic.net,
+            "value_optimiser": self.value_optimiser,
+            "critic_optimiser": self.critic_optimiser,
+        }
+
+    def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """One step of V, Q and the target Q. Gives the advantages (S, B) and the metrics."""
+        with torch.no_grad():
+            next_value = self.value(batch.next_obs).squeeze(-1)
+            target_q = self.target_critic(batch.obs, batch.action).amin(1)
+        value = self.value(batch.obs).squeeze(-1)
+        advantage = target_q - value
+        value_loss = expectile_loss(advantage, self.expectile)
+        self.value_optimiser.minimise(value_loss.sum())
+
+        target = bellman_target(batch.reward, batch.terminal, next_value, self.discount)
+        loss = critic_loss(self.critic(batch.obs, batch.action), target)
+        self.critic_optimiser.minimise(loss.sum())
+        move_toward(self.target_critic.net, self.critic.net, self.target_rate)
+        return advantage.detach(), {
+            "value_loss": value_loss.detach(),
+            "critic_loss": loss.detach(),
+            "value": value.detach().mean(-1),
+            "advantage": advantage.detach().mean(-1),
+        }
+
+
 class IQL:
-    """V by expectile regression on Q, Q by Bellman targets from V, policy by weighted likelihood.
+    """V and Q as `ImplicitValues` learns them, policy by weighted likelihood.
 
     Differences from the paper: the three losses are taken at the parameters before the step, as in
     the CORL library; the authors step V first and use the new V in the other two.
@@ -78,56 +137,34 @@ class IQL:
         self, config: IQLConfig, spec: Spec, random: SeedStreams, updates: int, device: torch.device
     ) -> None:
         self.config, self.spec, self.random = config, spec, random
-        seeds = len(random)
-        self.value = MLP((spec.obs_dim, *config.hidden, 1), seeds)
-        self.value.to(device).initialise(random, "orthogonal")
-        self.critic = Critic(spec, config.hidden, seeds, members=2)
-        self.critic.net.to(device).initialise(random, "orthogonal")
-        self.target_critic = self.critic.target()
+        seeds, rate = len(random), config.learning_rate
+        self.values = ImplicitValues(
+            spec,
+            config.hidden,
+            random,
+            device,
+            learning_rate=rate,
+            expectile=config.expectile,
+            discount=config.discount,
+            target_rate=config.target_rate,
+        )
         self.actor = MLP((spec.obs_dim, *config.hidden, spec.action_dim), seeds)
         self.actor.to(device).initialise(random, "orthogonal")
         self.log_std = Leaf(torch.zeros(seeds, 1, spec.action_dim, device=device))
-
-        rate = config.learning_rate
         policy_tensors = [self.actor.flat, self.log_std.tensor]
-        self.value_optimiser = Adam([self.value.flat], rate)
-        self.critic_optimiser = Adam([self.critic.net.flat], rate)
         self.actor_optimiser = Adam(policy_tensors, rate, cosine_updates=updates)
         self.parts: dict[str, Part] = {
-            "value": self.value,
-            "critic": self.critic.net,
-            "target_critic": self.target_critic.net,
+            **self.values.parts,
             "actor": self.actor,
             "log_std": self.log_std,
-            "value_optimiser": self.value_optimiser,
-            "critic_optimiser": self.critic_optimiser,
             "actor_optimiser": self.actor_optimiser,
         }
 
     def update(self, batch: Batch) -> Metrics:
-        """One step of value, policy and critic, and of the target critic."""
-        c = self.config
-        with torch.no_grad():
-            next_value = self.value(batch.next_obs).squeeze(-1)
-            target_q = self.target_critic(batch.obs, batch.action).amin(1)
-        value = self.value(batch.obs).squeeze(-1)
-        advantage = target_q - value
-        value_loss = expectile_loss(advantage, c.expectile)
-        self.value_optimiser.minimise(value_loss.sum())
-
-        policy_loss = self._step_policy(batch, advantage.detach())
-        target = bellman_target(batch.reward, batch.terminal, next_value, c.discount)
-        q = self.critic(batch.obs, batch.action)
-        loss = critic_loss(q, target)
-        self.critic_optimiser.minimise(loss.sum())
-        move_toward(self.target_critic.net, self.critic.net, c.target_rate)
-        return {
-            "value_loss": value_loss.detach(),
-            "policy_loss": policy_loss,
-            "critic_loss": loss.detach(),
-            "value": value.detach().mean(-1),
-            "advantage": advantage.detach().mean(-1),
-        }
+        """One step of value and critic, of the target critic, and of the policy."""
+        advantage, metrics = self.values.update(batch)
+        metrics["policy_loss"] = self._step_policy(batch, advantage)
+        return metrics
 
     def _step_policy(self, batch: Batch, advantage: Tensor) -> Tensor:
         c = self.config

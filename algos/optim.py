@@ -34,11 +34,14 @@ class Adam:
 
     def minimise(self, loss: Tensor) -> None:
         """One step down the gradient of `loss`, a scalar."""
-        gradients = list(torch.autograd.grad(loss, self.tensors))
+        self.step(torch.autograd.grad(loss, self.tensors))
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """One step down a gradient, one part for each of the tensors."""
         for step in self._step_tensors:
             step.add_(1)
         torch._fused_adam_(
-            [t.detach() for t in self.tensors], gradients, self.means, self.squares, [],
+            [t.detach() for t in self.tensors], list(gradients), self.means, self.squares, [],
             self._step_tensors, lr=self.rate(), beta1=0.9, beta2=0.999, weight_decay=0.0,
             eps=self.eps, amsgrad=False, maximize=False,
         )  # fmt: skip

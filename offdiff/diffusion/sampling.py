@@ -110,23 +110,28 @@ def sample_ddim(
     eta: float = 0.0,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    noise: Tensor | None = None,
     edit: Edit | None = None,
 ) -> Tensor:
     """DDIM (arXiv 2010.02502, equation 12) for sigma levels; first order, one call per level.
 
     eta: in [0, 1], 0 deterministic, 1 ancestral sampling (DDPM's), which needs a generator.
     temperature: multiplies the standard deviation of the noise that is added on the way.
+    noise: standard normal numbers (steps - 1, *x.shape) to take instead of a generator's.
     """
-    for now, following in _steps(sigmas):
+    for step, (now, following) in enumerate(_steps(sigmas)):
         x = _edited(x, now, edit)
         clean = denoise(x, _level(x, now))
         noise_std = eta * following * (1 - (following / now) ** 2) ** 0.5
         kept = (following**2 - noise_std**2) ** 0.5
         x = clean + kept / now * (x - clean)
         if noise_std > 0:
-            x = x + temperature * noise_std * torch.randn(
-                x.shape, generator=generator, device=x.device
+            added = (
+                torch.randn(x.shape, generator=generator, device=x.device)
+                if noise is None
+                else noise[step]
             )
+            x = x + temperature * noise_std * added
     return x
 
 

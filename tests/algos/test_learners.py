@@ -10,6 +10,8 @@ from torch import Tensor
 
 from offdiff.algos.bc import BCConfig
 from offdiff.algos.cql import CQLConfig
+from offdiff.algos.dql import DQLConfig
+from offdiff.algos.idql import IDQLConfig
 from offdiff.algos.iql import IQLConfig
 from offdiff.algos.rebrac import ReBRACConfig
 from offdiff.algos.td3bc import TD3BCConfig
@@ -31,8 +33,15 @@ CONFIGS: list[LearnerConfig] = [
     CQLConfig(batch_size=64, hidden=SMALL, samples=3, importance_sampling=False),
     CQLConfig(batch_size=64, hidden=SMALL, samples=3, max_target_backup=True, entropy_backup=True),
     ReBRACConfig(batch_size=64, hidden=SMALL),
+    DQLConfig(batch_size=64, hidden=SMALL, candidates=5, ema_from=20, ema_every=3),
+    DQLConfig(batch_size=64, hidden=SMALL, candidates=5, backup_samples=3),
+    IDQLConfig(batch_size=64, hidden=SMALL, actor_hidden=SMALL, candidates=5),
+    IDQLConfig(batch_size=64, hidden=SMALL, actor_hidden=SMALL, candidates=5, choice="best"),
 ]
-IDS = ["bc", "td3bc", "iql", "iql-dropout", "cql", "cql-rho", "cql-max-entropy", "rebrac"]
+IDS = [
+    "bc", "td3bc", "iql", "iql-dropout", "cql", "cql-rho", "cql-max-entropy", "rebrac",
+    "dql", "dql-max", "idql", "idql-best",
+]  # fmt: skip
 
 
 def bandit(n: int = 2000) -> Batch:
@@ -129,8 +138,13 @@ def test_the_order_of_a_batch_does_not_matter(config: LearnerConfig) -> None:
             critic_learning_rate=1e-3,
         ),
         ReBRACConfig(batch_size=256, hidden=SMALL, actor_penalty=0.001),
+        DQLConfig(batch_size=256, hidden=SMALL, learning_rate=3e-3, eta=3.0, candidates=10),
+        IDQLConfig(
+            batch_size=256, hidden=SMALL, actor_hidden=SMALL, learning_rate=3e-3, choice="best",
+            ema_rate=0.05,
+        ),
     ],
-    ids=["td3bc", "iql", "cql", "rebrac"],
+    ids=["td3bc", "iql", "cql", "rebrac", "dql", "idql"],
 )  # fmt: skip
 def test_a_biased_behaviour_is_improved_upon(config: LearnerConfig) -> None:
     learner, replay, _, batches = start(config, [0], updates=900)
@@ -188,6 +202,14 @@ def test_rebrac_without_its_additions_is_td3bc() -> None:
         (CQLConfig(), "actor_learning_rate", 0.0),
         (ReBRACConfig(), "critic_penalty", -0.1),
         (BCConfig(), "keep_best", 0.0),
+        (DQLConfig(), "eta", -1.0),
+        (DQLConfig(), "candidates", 0),
+        (DQLConfig(), "ema_rate", 1.5),
+        (DQLConfig(), "max_gradient_norm", 0.0),
+        (IDQLConfig(), "levels", 0),
+        (IDQLConfig(), "expectile", 1.0),
+        (IDQLConfig(), "choice", "worst"),
+        (IDQLConfig(), "actor_hidden", ()),
     ],
 )
 def test_absurd_hyperparameters_are_refused_by_name(
