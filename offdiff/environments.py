@@ -7,7 +7,7 @@ import contextlib
 import io
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from offdiff.core.errors import InputError, MissingExtraError, unknown_name
 from offdiff.core.types import Spec
+from offdiff.mazes import Maze, maze_of, reset_towards
 
 if TYPE_CHECKING:
     import gymnasium
@@ -112,6 +113,7 @@ class Simulator:
         self.env = env
         self.fidelity = fidelity
         self.max_episode_steps: int = limit
+        self.maze: Maze | None = maze_of(env)
         width = _observation_width(env) if hide_goal else flatdim(env.observation_space)
         assert width is not None, "only a goal environment can hide its goal"
         self.spec = Spec(width + padding, int(np.prod(env.action_space.shape)))
@@ -120,9 +122,16 @@ class Simulator:
         self._low = env.action_space.low
         self._high = env.action_space.high
 
-    def reset(self, seed: int) -> FloatArray:
-        """Begins an episode that depends on nothing but the seed; (O,)."""
-        obs, _ = self.env.reset(seed=seed)
+    def reset(self, seed: int, goal: Sequence[float] = ()) -> FloatArray:
+        """Begins an episode that depends on nothing but seed and goal; (O,).
+
+        goal: where to get in a maze; () draws it. Raises InputError for one that cannot be set.
+        """
+        obs: Any
+        if len(goal) > 0:
+            obs = reset_towards(self.env, goal, seed=seed)
+        else:
+            obs, _ = self.env.reset(seed=seed)
         return self._flat(obs)
 
     def step(self, action: NDArray[np.floating[Any]]) -> Step:

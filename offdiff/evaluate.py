@@ -79,8 +79,7 @@ def evaluate(
     if max_episode_steps is not None and max_episode_steps < 1:
         raise InputError(f"max_episode_steps must be at least 1, got {max_episode_steps}")
     spec = spec or known_spec(policy)
-    # Some simulators refuse seeds of more than 31 bits.
-    seeds = [derive_seed(seed, f"episode {k}") % 2**31 for k in range(episodes)]
+    seeds = [episode_seed(seed, k) for k in range(episodes)]
     with ExitStack() as stack:
         simulators = [
             stack.enter_context(
@@ -104,6 +103,12 @@ def evaluate(
             lengths=lengths.tolist(),
             success=success,
         )
+
+
+def episode_seed(seed: int, k: int) -> int:
+    """What the reset of an evaluation's episode k is given."""
+    # Some simulators refuse seeds of more than 31 bits.
+    return derive_seed(seed, f"episode {k}") % 2**31
 
 
 def known_spec(policy: Policy) -> Spec | None:

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,21 +68,52 @@ def record_video(
         spec=spec or known_spec(policy),
         progress=progress,
     )
+    film_actions(
+        env_id,
+        path,
+        seeds=evaluation.seeds,
+        actions=np.split(np.stack(recorder.actions), np.cumsum(evaluation.lengths)[:-1]),
+        returns=evaluation.returns,
+        max_episode_steps=evaluation.max_episode_steps,
+        progress=progress,
+    )
+    return evaluation
+
+
+def film_actions(
+    env_id: str,
+    path: Path,
+    *,
+    seeds: Sequence[int],
+    actions: Sequence[NDArray[np.float32]],
+    returns: Sequence[float],
+    max_episode_steps: int,
+    goal: Sequence[float] = (),
+    progress: bool = True,
+) -> None:
+    """Writes a film of episodes that were played before, repeated from their actions.
+
+    seeds, goal: as `Simulator.reset` was given them. actions: (T, A) of every episode. returns:
+    what they brought, in float64: an environment that does not repeat itself is refused.
+    Raises the same errors as `record_video`.
+    """
+    require_encoder(path)
     with tempfile.TemporaryDirectory() as folder:
         request, film = Path(folder, "episodes.npz"), Path(folder, f"film{path.suffix}")
         np.savez(
             request,
             env_id=env_id,
-            max_episode_steps=evaluation.max_episode_steps,
-            seeds=evaluation.seeds,
-            lengths=evaluation.lengths,
-            returns=evaluation.returns,
-            actions=np.stack(recorder.actions),
+            max_episode_steps=max_episode_steps,
+            seeds=seeds,
+            lengths=[len(steps) for steps in actions],
+            returns=returns,
+            actions=np.concatenate(actions),
+            goal=np.array(goal, np.float64),
         )
-        _render_in_child(request, film, env_id, sum(evaluation.lengths), progress=progress)
+        steps = sum(len(episode) for episode in actions)
+        _render_in_child(request, film, env_id, steps, progress=progress)
         with replacing(path) as temporary:
             shutil.copyfile(film, temporary)
-    return evaluation
 
 
 def require_encoder(path: Path) -> None:
@@ -145,6 +177,7 @@ def _draw(request: Path, film: Path) -> None:
     with np.load(request, allow_pickle=False) as episodes:
         env_id, horizon = str(episodes["env_id"]), int(episodes["max_episode_steps"])
         seeds, returns = episodes["seeds"].tolist(), episodes["returns"].tolist()
+        goal = episodes["goal"].tolist()
         per_episode = np.split(episodes["actions"], np.cumsum(episodes["lengths"])[:-1])
     render = {"render_mode": "rgb_array"}
     if re.fullmatch(RUNNERS, env_id):
@@ -161,16 +194,21 @@ def _draw(request: Path, film: Path) -> None:
     )
     with simulator, imageio.get_writer(film, **options) as writer:
         for seed, actions, expected in zip(seeds, per_episode, returns, strict=True):
-            total = _replay(simulator, seed, actions, stride, writer)
+            total = _replay(simulator, seed, goal, actions, stride, writer)
             if total != expected:
                 raise InputError(f"{env_id} does not repeat itself: {total} after {expected}")
 
 
 def _replay(
-    simulator: Simulator, seed: int, actions: NDArray[np.float32], stride: int, writer: Any
+    simulator: Simulator,
+    seed: int,
+    goal: list[float],
+    actions: NDArray[np.float32],
+    stride: int,
+    writer: Any,
 ) -> float:
     """Films one episode; its return."""
-    simulator.reset(seed)
+    simulator.reset(seed, goal)
     total = 0.0
     for t, action in enumerate(actions):
         if t % stride == 0:

@@ -14,6 +14,8 @@ COMMANDS = {
     "model train": ("offdiff.cli.model", "train a world model and keep it for later runs"),
     "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
     "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
+    "plan": ("offdiff.cli.plan", "watch a planner plan: pictures, film, how far off it was"),
+    "bench planners": ("offdiff.cli.bench", "time planners against one another"),
     "export": ("offdiff.cli.export", "write a run's policy as ONNX or TorchScript, checked"),
     "data list": ("offdiff.cli.data", "list known datasets"),
     "data info": ("offdiff.cli.data", "describe and check one dataset"),

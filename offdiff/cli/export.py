@@ -28,13 +28,13 @@ class ExportOptions:
 def main(command: str, args: list[str]) -> int:
     """Parses, exports, prints the check; the exit code."""
     options = tyro.cli(ExportOptions, args=args, prog=f"offdiff {command}")
-    from offdiff.checkpoint import load_policy
     from offdiff.export import export_policy
-    from offdiff.reevaluate import seed_folders
+    from offdiff.reevaluate import network, seed_folders
 
     folder = seed_folders(options.run)[0]
+    policy = network(folder, "its plans are no single graph; export the run of a learner")
     name = "policy.onnx" if options.format == "onnx" else "policy.pt"
-    check = export_policy(load_policy(folder), options.to or folder / name, options.format)
+    check = export_policy(policy, options.to or folder / name, options.format)
     print(
         f"{check.path}: differs by at most {check.max_abs_difference:.1e} from the original on "
         f"{check.n_observations} observations"
