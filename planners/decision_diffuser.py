@@ -113,7 +113,7 @@ class DecisionDiffuser(PlannerModule):
         denoise = self.denoiser.given(values, known, condition, weight=c.guidance)
         start = c.start_temperature * SIGMA_MAX * noise
         rows = sample_given(sampler, denoise, start, values, known)
-        obs = self.frame.decode(rows)
+        obs = self.frame.decode_given(rows, decided, known)
         return Plan(
             action=self.inverse.steer(self.frame, obs, c.steps_planned),
             obs=obs,

@@ -139,10 +139,11 @@ class Diffuser(PlannerModule):
         """Candidates by guided ancestral sampling; the one of highest predicted return."""
         c, n = self.config, self.config.candidates
         goal = self.task.goal if c.pin_goal else None
-        decided, known = known_rows(situation, c.horizon, goal)
+        decided, seen = known_rows(situation, c.horizon, goal)
         unknown = (0, self.task.spec.action_dim)
-        values = nn.functional.pad(self.frame.encode(decided), unknown).repeat_interleave(n, 0)
-        known = nn.functional.pad(known, unknown).repeat_interleave(n, 0)
+        decided, seen = decided.repeat_interleave(n, 0), seen.repeat_interleave(n, 0)
+        values = nn.functional.pad(self.frame.encode(decided), unknown)
+        known = nn.functional.pad(seen, unknown)
         sigmas = karras_sigmas(c.levels, SIGMA_MIN, SIGMA_MAX)
         start = SIGMA_MAX * torch.randn(values.shape, generator=generator, device=values.device)
         sampler = partial(
@@ -155,7 +156,8 @@ class Diffuser(PlannerModule):
         rows = sample_given(sampler, self.denoiser.given(values, known), start, values, known)
         lowest = rows.new_full((len(rows),), SIGMA_MIN)
         best = self.guide(rows, lowest).view(-1, n).argmax(1)
-        obs = self.frame.decode(rows[..., : self.observed]).view(-1, n, c.horizon, self.observed)
+        obs = self.frame.decode_given(rows[..., : self.observed], decided, seen)
+        obs = obs.unflatten(0, (-1, n))
         action = self.action_scale.decode(rows[..., self.observed :]).unflatten(0, (-1, n))
         return Plan(
             action=pick(action, best).clamp(-1, 1),

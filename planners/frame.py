@@ -50,6 +50,10 @@ class PlanFrame(nn.Module):
         now = rows[..., :1, :] * self.std + self.mean
         return torch.cat((now, now + rows[..., 1:, :] * self.spread[1 : rows.shape[-2]]), dim=-2)
 
+    def decode_given(self, rows: Tensor, decided: Tensor, known: Tensor) -> Tensor:
+        """The same, with the known entries exactly as they were decided, in (..., H, O)."""
+        return torch.where(known, decided, self.decode(rows))
+
     def standardise(self, obs: Tensor) -> Tensor:
         """(..., O) in the environment's units -> zero mean and unit variance."""
         return (obs - self.mean) / self.std

@@ -178,8 +178,8 @@ class TrajectoryDiffuser(PlannerModule):
                 *(t.repeat_interleave(n, 0) for t in (proposal, values, known, condition)),
                 generator=generator,
             )
-            candidates = refined.view(-1, n, *proposal.shape[1:])
-        imagined = self.frame.decode(candidates)
+            candidates = refined.unflatten(0, (-1, n))
+        imagined = self.frame.decode_given(candidates, decided[:, None], known[:, None])
         worth = self.value(self.frame.standardise(imagined[:, :, 1:])).mean(-1)
         best = choose(worth, temperature=c.temperature, generator=generator)
         obs = pick(imagined, best)

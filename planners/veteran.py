@@ -122,13 +122,13 @@ class Veteran(PlannerModule):
         c, n = self.config, self.config.candidates
         goal = self.task.goal if c.pin_goal else None
         decided, known = known_rows(situation, c.horizon, goal)
+        decided, known = decided.repeat_interleave(n, 0), known.repeat_interleave(n, 0)
         values = self.frame.encode(decided)
-        values, known = values.repeat_interleave(n, 0), known.repeat_interleave(n, 0)
         noise = torch.randn(values.shape, generator=generator, device=values.device)
         sampler = partial(sample_ddim, sigmas=karras_sigmas(c.levels, SIGMA_MIN, SIGMA_MAX))
         denoise = self.denoiser.given(values, known)
         rows = sample_given(sampler, denoise, SIGMA_MAX * noise, values, known)
-        candidates = self.frame.decode(rows).view(-1, n, *rows.shape[1:])
+        candidates = self.frame.decode_given(rows, decided, known).unflatten(0, (-1, n))
         states = self.frame.standardise(candidates)
         if isinstance(self.critic, StateValue):
             value = self.critic(states[:, :, 1:]).sum(-1)

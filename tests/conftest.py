@@ -1,7 +1,9 @@
 """What all tests share: one thread, no deadlines, and GPU tests only where there is a GPU."""
 
 import os
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch is imported: workers of pytest-xdist that each start a thread per core get slower,
@@ -73,3 +75,37 @@ def own_matmul() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
     yield
     torch.set_float32_matmul_precision(before)
+
+
+@pytest.fixture(scope="session")
+def run_offdiff() -> Callable[..., str]:
+    """(cwd, *arguments, path="") -> output of `offdiff`; path: further folders to import from."""
+
+    def run(cwd: Path, *args: object, path: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "offdiff", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def install(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str, str], Path]:
+    """(pyproject, module, its text) -> the folder into which the package was really installed."""
+
+    def build(pyproject: str, module: str, text: str) -> Path:
+        source = tmp_path_factory.mktemp("source")
+        (source / "pyproject.toml").write_text(pyproject)
+        (source / f"{module}.py").write_text(text)
+        target = tmp_path_factory.mktemp("site")
+        pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
+        subprocess.run([*pip, "--target", target, source], check=True, capture_output=True)
+        return target
+
+    return build

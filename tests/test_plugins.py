@@ -1,9 +1,8 @@
 """A learner from another package: found by its entry point, trained, recorded, loaded again."""
 
-import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -92,18 +91,6 @@ class Ridge:
 '''
 
 
-def run_offdiff(cwd: Path, *args: object, path: str = "") -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "offdiff", *map(str, args)],
-        cwd=cwd,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def record_below(folder: Path) -> tuple[Path, RunRecord]:
     (path,) = folder.rglob("run.json")
     return path.parent, read_record(path)
@@ -114,18 +101,14 @@ def weights_of(policy: offdiff.DeployedPolicy) -> Mapping[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def site(install: Callable[[str, str, str], Path]) -> Path:
     """The outside package, really built and installed into a folder of its own."""
-    source = tmp_path_factory.mktemp("ridge")
-    (source / "pyproject.toml").write_text(PYPROJECT)
-    (source / "ridge_cloning.py").write_text(MODULE)
-    target = tmp_path_factory.mktemp("site")
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, "--target", target, source], check=True, capture_output=True)
-    return target
+    return install(PYPROJECT, "ridge_cloning", MODULE)
 
 
-def test_an_installed_learner_has_a_name_and_options(site: Path, tmp_path: Path) -> None:
+def test_an_installed_learner_has_a_name_and_options(
+    site: Path, tmp_path: Path, run_offdiff: Callable[..., str]
+) -> None:
     shown = run_offdiff(tmp_path, "run", "--algo", "ridge", "--help", path=str(site))
     assert "rebrac, ridge, td3bc" in shown
     assert "--algo.penalty" in shown
@@ -138,6 +121,7 @@ def test_an_installed_learner_runs_and_its_policy_is_found_again(
     toy_file: Path,
     toy_policy: NDArray[np.float32],
     monkeypatch: pytest.MonkeyPatch,
+    run_offdiff: Callable[..., str],
 ) -> None:
     options = ("--updates", 50, "--seeds", 4, "--algo.penalty", 0.5)
     run_offdiff(tmp_path, "run", "--algo", "ridge", "--dataset", toy_file, *options, path=str(site))
@@ -155,7 +139,9 @@ def test_an_installed_learner_runs_and_its_policy_is_found_again(
     np.testing.assert_allclose(learnt.numpy(), toy_policy.T, atol=0.01)
 
 
-def test_a_learner_needs_no_installation(tmp_path: Path, toy_file: Path) -> None:
+def test_a_learner_needs_no_installation(
+    tmp_path: Path, toy_file: Path, run_offdiff: Callable[..., str]
+) -> None:
     (tmp_path / "mine.py").write_text(MODULE)
     options = ("--dataset", toy_file, "--updates", 50)
     run_offdiff(tmp_path, "run", "--algo", "mine:RidgeConfig", *options)

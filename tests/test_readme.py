@@ -76,7 +76,9 @@ def test_the_example_of_synthetic_experience_runs(
     assert scope["windows"].action.shape == (64, 4, 1)
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/synthetic.md"])
+@pytest.mark.parametrize(
+    "name", ["README.md", "CONTRIBUTING.md", "docs/synthetic.md", "docs/planners.md"]
+)
 def test_links_lead_to_files(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text()):
         assert target.startswith("https://") or (ROOT / name).parent.joinpath(target).exists()

@@ -147,7 +147,7 @@ def _broken(plan: Plan) -> Planner:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (Plan(action=torch.zeros(2, 1)), r"mine gave actions of shape \(2, 1\), expected \(2, K, 1\)"),
+        (Plan(action=torch.zeros(2, 1)), r"mine gave actions of shape \(2, 1\), expected"),
         (Plan(action=torch.zeros(2, 3, 4)), r"shape \(2, 3, 4\), expected \(2, K, 1\)"),
         (Plan(action=torch.zeros(2, 0, 1)), "gave no action"),
         (
