@@ -158,6 +158,8 @@ class CandidatePolicy(nn.Module):
     def forward(self, obs: Tensor) -> Tensor:
         """(B, O) -> (B, A) in [-1, 1]."""
         at_once = max(1, ROWS // self.candidates)
+        if len(obs) <= at_once:
+            return self._act(obs)
         return torch.cat([self._act(rows) for rows in obs.split(at_once)])
 
     def sample(self, obs: Tensor) -> Tensor:
@@ -170,12 +172,12 @@ class CandidatePolicy(nn.Module):
         log_weight = self.judge(self._repeated(obs), candidates)
         # The largest of log weights plus Gumbel noise is a draw by the weights.
         gumbel = -torch.log(-torch.log(uniform(~keys, self.candidates)))
-        chosen = (log_weight + gumbel).argmax(1)
-        return candidates[torch.arange(len(obs), device=obs.device), chosen]
+        chosen = (log_weight + gumbel).argmax(1)[:, None, None]
+        return candidates.gather(1, chosen.expand(-1, 1, self.action_dim)).squeeze(1)
 
     def _candidates(self, obs: Tensor, keys: Tensor) -> Tensor:
         shape = (len(self.sigmas) - 1, self.candidates, self.action_dim)
-        noise = normal(uniform(keys, math.prod(shape))).view(len(obs), *shape)
+        noise = normal(uniform(keys, math.prod(shape))).view(-1, *shape)
         denoise = action_denoiser(self.network, self._repeated(obs))
         return sample_chain(denoise, noise.transpose(0, 1), self.sigmas)
 

@@ -19,8 +19,8 @@ CELL_BITS = 23
 
 def observation_keys(obs: Tensor, seed: Tensor) -> Tensor:
     """(B, O) float32, () int64 -> (B,) int64: unrelated for observations that differ in any bit."""
-    # Adding 0 makes the two zeros one.
-    bits = (obs.detach().float() + 0.0).contiguous().view(torch.int32).to(torch.int64)
+    mantissa, exponent = torch.frexp(obs.detach().float())
+    bits = (mantissa * (1 << 24)).to(torch.int64) * (1 << 9) + exponent
     column = torch.arange(1, bits.shape[1] + 1, device=obs.device) * STRIDE
     return _mixed(_mixed(bits + column).sum(1) + seed)
 

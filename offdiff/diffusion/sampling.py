@@ -190,7 +190,7 @@ def _slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
 
 
 def _level(x: Tensor, sigma: float) -> Tensor:
-    return torch.full((len(x),), sigma, device=x.device, dtype=x.dtype)
+    return torch.full(x.shape[:1], sigma, device=x.device, dtype=x.dtype)
 
 
 def _edited(x: Tensor, sigma: float, edit: Edit | None) -> Tensor:
