@@ -40,6 +40,11 @@ class PlanBatch(NamedTuple):
     time: Tensor
     """(B,) int64, steps from the episode's beginning to row 0"""
 
+    def first(self, rows: int) -> "PlanBatch":
+        """The windows cut to their first rows, or as they are if they have no more."""
+        cut = (field[:, :rows] for field in self[:-1])
+        return PlanBatch(*cut, time=self.time)
+
     @property
     def pairs(self) -> Tensor:
         """(B, H - 1) bool: rows from which an action was taken whose consequence is the next row"""

@@ -89,7 +89,7 @@ class PlannerConfig(ABC):
     """Return of an episode to ask for, where plans depend on it; None: mean of the best 5 %."""
     discount: float = 0.99
     """Per environment step, of values that rank plans."""
-    batch_size: int = 64
+    batch_size: int = 256
     """Windows per gradient step."""
     learning_rate: float = 1e-3
     """Peak of the schedule: linear warm-up, then half a cosine to 0."""

@@ -232,7 +232,7 @@ def _optimiser(module: PlannerModule, config: PlannerConfig) -> torch.optim.Adam
         {"params": [p for p in learned if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in learned if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, foreach=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def _require_finite(row: Mapping[str, float], step: int) -> None:

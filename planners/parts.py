@@ -4,8 +4,6 @@ Dimension letters: B windows, T rows, N candidates, O observation, A action. Val
 are divided by `Task.value_scale`.
 """
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +11,9 @@ from offdiff.data.plan_windows import PlanBatch
 from offdiff.planners.base import masked_mean, perceptron
 from offdiff.planners.frame import PlanFrame
 from offdiff.planners.task import Task
+
+LEARNED_ROWS = 4
+"""Rows of a window that small parts learn from: neighbours tell little that is new."""
 
 
 class InverseDynamics(nn.Module):
@@ -28,7 +29,8 @@ class InverseDynamics(nn.Module):
         return torch.tanh(self.net(inputs))
 
     def loss(self, frame: PlanFrame, batch: PlanBatch) -> Tensor:
-        """Mean squared error over all pairs of neighbouring rows, 0-d."""
+        """Mean squared error over the first pairs of neighbouring rows, 0-d."""
+        batch = batch.first(LEARNED_ROWS)
         action = self(frame, batch.obs[:, :-1], batch.obs[:, 1:])
         return masked_mean((action - batch.action[:, :-1]).square(), batch.pairs[..., None])
 
@@ -40,40 +42,27 @@ class InverseDynamics(nn.Module):
 
 
 class StateValue(nn.Module):
-    """V(s) of the best that the data show: expectile regression on r + discount V(s').
+    """V(s): an upper expectile of the discounted returns that the data show from states like s.
 
-    IQL's value without its Q (Kostrikov et al. 2021, equation 5, on sampled transitions): exact
-    where the dynamics are deterministic, too hopeful where luck decides.
+    Regression on whole returns, without bootstrapping: it converges in few steps, and ranks what
+    was seen to end well; it does not stitch episodes together.
     """
 
-    def __init__(self, obs_dim: int, hidden: tuple[int, ...], *, rate: float = 0.005) -> None:
-        """rate: Polyak rate of the target network."""
+    def __init__(self, obs_dim: int, hidden: tuple[int, ...]) -> None:
         super().__init__()
         self.net = perceptron(obs_dim, 1, hidden)
-        self.target = copy.deepcopy(self.net).requires_grad_(False)
-        self.rate = rate
 
     def forward(self, obs: Tensor) -> Tensor:
-        """(..., O) -> (...)."""
+        """(..., O) standardised -> (...)."""
         value: Tensor = self.net(obs).squeeze(-1)
         return value
 
-    def loss(
-        self, obs: Tensor, batch: PlanBatch, *, scale: float, discount: float, expectile: float
-    ) -> Tensor:
-        """Over all pairs of neighbouring rows. discount: from row to row. obs (B, T, O). 0-d."""
-        with torch.no_grad():
-            ahead = self.target(obs[:, 1:]).squeeze(-1) * ~batch.ended[:, 1:]
-            target = batch.reward[:, :-1] / scale + discount * ahead
-        error = target - self(obs[:, :-1])
+    def loss(self, obs: Tensor, batch: PlanBatch, *, scale: float, expectile: float) -> Tensor:
+        """Over the first rows; obs (B, T, O) standardised. 0-d."""
+        batch = batch.first(LEARNED_ROWS)
+        error = batch.value / scale - self(obs[:, :LEARNED_ROWS])
         weight = (expectile - (error < 0).to(error.dtype)).abs()
-        return masked_mean(weight * error.square(), batch.pairs)
-
-    @torch.no_grad()
-    def move_target(self) -> None:
-        """One step of the target network towards the network."""
-        for target, value in zip(self.target.parameters(), self.net.parameters(), strict=True):
-            target.lerp_(value, self.rate)
+        return masked_mean(weight * error.square(), batch.counts)
 
 
 class WindowCritic(nn.Module):
@@ -84,12 +73,12 @@ class WindowCritic(nn.Module):
         self.net = perceptron(obs_dim * rows, 1, hidden)
 
     def forward(self, obs: Tensor) -> Tensor:
-        """(..., T, O) -> (...)."""
+        """(..., T, O) standardised -> (...)."""
         value: Tensor = self.net(obs.flatten(-2)).squeeze(-1)
         return value
 
     def loss(self, obs: Tensor, batch: PlanBatch, scale: float) -> Tensor:
-        """Mean squared error; obs (B, T, O). 0-d."""
+        """Mean squared error; obs (B, T, O) standardised. 0-d."""
         error: Tensor = self(obs) - batch.value[:, 0] / scale
         return error.square().mean()
 

@@ -52,7 +52,7 @@ class TrajectoryDiffuserConfig(PlannerConfig):
     """Of the state value that ranks candidates."""
     network: str = "mlp-256"
     """Of the denoiser; names of `offdiff.diffusion.networks`."""
-    generator_width: int = 128
+    generator_width: int = 64
     """Of the transformer that proposes, a multiple of 4."""
     generator_depth: int = 2
     """Its blocks."""
@@ -138,14 +138,9 @@ class TrajectoryDiffuser(PlannerModule):
             ),
             "inverse": self.inverse.loss(self.frame, batch),
             "value": self.value.loss(
-                obs, batch, scale=self.task.value_scale(c.discount),
-                discount=c.discount**c.stride, expectile=c.expectile,
+                obs, batch, scale=self.task.value_scale(c.discount), expectile=c.expectile
             ),
         }  # fmt: skip
-
-    def after_step(self) -> None:
-        """Moves the target of the state value."""
-        self.value.move_target()
 
     def calibrate(self, held: PlanBatch, /, *, generator: torch.Generator) -> None:
         """Measures how far proposals are off: as much noise is put on them (spec 14.4)."""

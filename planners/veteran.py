@@ -104,18 +104,10 @@ class Veteran(PlannerModule):
         )
         scale = self.task.value_scale(c.discount)
         if isinstance(self.critic, StateValue):
-            discount = c.discount**c.stride
-            critic = self.critic.loss(
-                obs, batch, scale=scale, discount=discount, expectile=c.expectile
-            )
+            critic = self.critic.loss(obs, batch, scale=scale, expectile=c.expectile)
         else:
             critic = self.critic.loss(obs, batch, scale)
         return {"denoiser": loss, "inverse": self.inverse.loss(self.frame, batch), "critic": critic}
-
-    def after_step(self) -> None:
-        """Moves the target of the state value."""
-        if isinstance(self.critic, StateValue):
-            self.critic.move_target()
 
     def plan(self, situation: Situation, /, *, generator: torch.Generator) -> Plan:
         """N plans by DDIM; the one of highest value."""

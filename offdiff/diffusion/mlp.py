@@ -33,8 +33,8 @@ class WindowMLP(nn.Module):
         hidden = self.enter(x.flatten(1))
         for block in self.blocks:
             hidden = block(hidden, embedding)
-        out: Tensor = self.head(F.layer_norm(hidden, hidden.shape[-1:]))
-        return out.unflatten(1, self.shape)
+        out: Tensor = self.head(F.layer_norm(hidden, hidden.shape[-1:])).unflatten(1, self.shape)
+        return out
 
 
 class ResidualBlock(nn.Module):

@@ -20,7 +20,7 @@ from offdiff.planners.veteran import VeteranConfig
 
 CPU = torch.device("cpu")
 H = 4
-SMALL = {"horizon": H, "network": "mlp-128", "ema": 0.99}
+SMALL = {"horizon": H, "network": "mlp-128", "ema": 0.98, "batch_size": 64, "learning_rate": 2e-3}
 CONFIGS: dict[str, PlannerConfig] = {
     "trajectory-diffuser": TrajectoryDiffuserConfig(
         **SMALL, generator_width=32, hidden=(64, 64), history=2, guidance=1.5, levels=4,
@@ -33,13 +33,13 @@ CONFIGS: dict[str, PlannerConfig] = {
 }  # fmt: skip
 
 
-def start(config: PlannerConfig, data: Dataset, updates: int = 400) -> PlannerFit:
+def start(config: PlannerConfig, data: Dataset, updates: int = 250) -> PlannerFit:
     return PlannerFit.start(
         config, Task.of(data), data.episodes, updates=updates, seed=0, device=CPU
     )
 
 
-def trained(config: PlannerConfig, data: Dataset, updates: int = 400) -> PlannerModule:
+def trained(config: PlannerConfig, data: Dataset, updates: int = 250) -> PlannerModule:
     fit = start(config, data, updates)
     return fit_planner(fit, Path("unused"), "", log=lambda *_: None, log_every=updates)
 
