@@ -42,8 +42,8 @@ class PlanBatch(NamedTuple):
 
     def first(self, rows: int) -> "PlanBatch":
         """The windows cut to their first rows, or as they are if they have no more."""
-        cut = (field[:, :rows] for field in self[:-1])
-        return PlanBatch(*cut, time=self.time)
+        fields = self._asdict().items()
+        return self._replace(**{name: f[:, :rows] for name, f in fields if name != "time"})
 
     @property
     def pairs(self) -> Tensor:

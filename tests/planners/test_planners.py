@@ -1,5 +1,6 @@
 """What all planners that learn to imagine have in common, seen on data of two behaviours."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,9 +40,16 @@ def start(config: PlannerConfig, data: Dataset, updates: int = 250) -> PlannerFi
     )
 
 
+def quietly(fit: PlannerFit, log_every: int) -> PlannerModule:
+    """Trains without a checkpoint and without a word."""
+    return fit_planner(
+        fit, Path(), "", log=lambda *_: None, log_every=log_every, checkpoint_seconds=math.inf
+    )
+
+
 def trained(config: PlannerConfig, data: Dataset, updates: int = 250) -> PlannerModule:
     fit = start(config, data, updates)
-    return fit_planner(fit, Path("unused"), "", log=lambda *_: None, log_every=updates)
+    return quietly(fit, log_every=updates)
 
 
 @pytest.fixture(scope="module")
@@ -167,4 +175,4 @@ def test_a_loss_that_is_not_finite_stops_the_training(two_modes: Dataset) -> Non
     with torch.no_grad():
         next(fit.module.parameters()).fill_(torch.nan)
     with pytest.raises(InputError, match="loss denoiser became nan before step 2"):
-        fit_planner(fit, Path("unused"), "", log=lambda *_: None, log_every=2)
+        quietly(fit, log_every=2)
