@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.files import replacing
 from offdiff.mazes import Maze
-from offdiff.planned_episode import Imagined, PlannedEpisode, imagination, refinements
+from offdiff.plan_panels import EXECUTED, bare, off, refined_rows, refinement, title, when
+from offdiff.planned_episode import Imagined, PlannedEpisode
 from offdiff.planners.task import Task
 from offdiff.waypoints import WayPoint
 
@@ -20,9 +21,12 @@ if TYPE_CHECKING:
     from matplotlib.cm import ScalarMappable
     from matplotlib.figure import SubFigure
 
-EXECUTED, PROPOSED, PLANNED, OTHERS = "#222222", "#d9722e", "#1f5fa8", "#9a9a9a"
 WALL, GOAL = "#d5d0c8", "#c22f3d"
 PLANS_SHOWN = 10
+APART = 0.3
+"""Cells of a maze between the places at which shown plans were made."""
+MARGIN = 0.4
+"""Cells of wall that are shown around the free ones."""
 NUMBERS_SHOWN = 4
 STRETCH = 8
 """Of an episode, as many plans one after the other are shown: more would be too small to see."""
@@ -69,14 +73,13 @@ def plot_plans(
     else:
         _numbers(left, episode, np.array(task.obs_std))
     staged = bool(episode.plans[0].stages)
-    panels = np.atleast_1d(np.asarray(right.subplots(3 if staged else 1, 1)))
+    panels = np.asarray(right.subplots(3 if staged else 2, 1))
     if staged:
-        _refinement(panels[0], episode, task, columns)
-        _refined_rows(panels[1], episode, task)
+        refinement(panels[0], episode, task, columns)
+        refined_rows(panels[1], episode, task)
     else:
-        panels[0].set_box_aspect(0.8)
-        panels[0].set_anchor("N")
-    _off(panels[-1], episode, task)
+        when(panels[0], episode, task)
+    off(panels[-1], episode, task)
     with replacing(path) as temporary:
         # The temporary name does not end in .png.
         figure.savefig(temporary, format="png")
@@ -94,22 +97,20 @@ def _maze(
     panel = figure.subplots()
     path = episode.obs[:, columns]
     outcome = {True: ", goal reached", False: ", goal not reached", None: ""}[episode.success]
-    _title(panel, f"Plans and path: {len(episode.rewards)} steps{outcome}")
+    title(panel, f"Plans and path: {len(episode.rewards)} steps{outcome}")
     _walls(panel, maze)
-    # Evenly along the way: most of an episode may pass standing at the goal.
-    way = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))))
-    plans = _spread(episode.plans, way)
+    plans = _spread(_apart(episode.plans, path, APART * maze.size))
     colours = _ages(plans)
     for plan in plans:
         colour = colours.to_rgba(np.asarray(float(plan.step)))
         for candidate in plan.candidates if plan.candidates is not None else ():
             panel.plot(*candidate[:, columns].T, lw=0.5, alpha=0.25, color=colour, zorder=2)
-    panel.plot(*path.T, color=EXECUTED, lw=2.4, label="executed", zorder=3)
+    panel.plot(*path.T, color=EXECUTED, lw=1.4, label="executed", zorder=4.5)
     for i, plan in enumerate(plans):
         colour = colours.to_rgba(np.asarray(float(plan.step)))
         label = "plan, from the dot on" if i == 0 else None
         way_ahead = plan.obs[:, columns].T
-        panel.plot(*way_ahead, lw=2, color=colour, label=label, zorder=4)
+        panel.plot(*way_ahead, lw=2.6, color=colour, label=label, zorder=4)
         panel.plot(*path[plan.step], "o", ms=5, color=colour, mec="white", mew=0.7, zorder=5)
     panel.plot(*path[0], "s", ms=11, mfc="none", mec=EXECUTED, mew=2, label="start", zorder=6)
     _marks(panel, goal, points)
@@ -141,6 +142,12 @@ def _walls(panel: "Axes", maze: Maze) -> None:
         interpolation="nearest",
         zorder=1,
     )
+    rows, columns = np.nonzero(~maze.walls)
+    left, upper = maze.centre(rows.min(), columns.min())
+    right, lower = maze.centre(rows.max(), columns.max())
+    around = (0.5 + MARGIN) * maze.size
+    panel.set_xlim(left - around, right + around)
+    panel.set_ylim(lower - around, upper + around)
     panel.set_aspect("equal")
     panel.set_xlabel("x")
     panel.set_ylabel("y")
@@ -163,7 +170,7 @@ def _numbers(figure: "SubFigure", episode: PlannedEpisode, std: NDArray[np.float
     shown = np.arange(first, last + 1)
     varied = np.argsort(-(episode.obs[shown] / std).std(0), kind="stable")[:NUMBERS_SHOWN]
     within = [plan for plan in episode.plans if first <= plan.step < last]
-    plans = _spread(within, np.arange(length + 1, dtype=float))
+    plans = _spread(within)
     colours = _ages(plans)
     panels = np.atleast_1d(np.asarray(figure.subplots(len(varied), 1, sharex=True)))
     for panel, column in zip(panels, sorted(varied.tolist()), strict=True):
@@ -178,90 +185,28 @@ def _numbers(figure: "SubFigure", episode: PlannedEpisode, std: NDArray[np.float
             shown, episode.obs[shown, column], color=EXECUTED, lw=1.6, label="executed", zorder=3
         )
         panel.set_ylabel(f"observation {column}")
-        _bare(panel)
+        bare(panel)
     figure.align_ylabels(panels.tolist())
     panels[0].set_xlim(first, last + (reach if last == length else 0))
     part = "" if (first, last) == (0, length) else f", {first} to {last} shown"
-    _title(panels[0], f"Imagined and executed: {length} steps{part}")
+    title(panels[0], f"Imagined and executed: {length} steps{part}")
     panels[-1].set_xlabel("step of the episode")
     panels[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.3), ncols=2, frameon=False)
 
 
-def _refinement(
-    panel: "Axes", episode: PlannedEpisode, task: Task, columns: list[int] | None
-) -> None:
-    """The plan whose refinement was of middle size: stages, candidates, outcome."""
-    distances = next(iter(refinements(episode, task.obs_std).values())).mean(1)
-    plan = episode.plans[int(np.argsort(distances)[len(distances) // 2])]
-    after = episode.obs[plan.steps[plan.steps < len(episode.obs)]]
-    first = next(iter(plan.stages.values()))
-    column = int(np.argmax(np.abs((first - plan.obs) / np.array(task.obs_std)).mean(0)))
-
-    def line(rows: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
-        if columns is not None:
-            return rows[:, columns[0]], rows[:, columns[1]]
-        return plan.steps[: len(rows)], rows[:, column]
-
-    for candidate in plan.candidates if plan.candidates is not None else ():
-        panel.plot(*line(candidate), lw=0.6, alpha=0.5, color=OTHERS)
-    for name, rows in plan.stages.items():
-        panel.plot(*line(rows), "--", color=PROPOSED, lw=1.8, label=name)
-    panel.plot(*line(plan.obs), color=PLANNED, lw=2, label="plan")
-    panel.plot(*line(after), color=EXECUTED, lw=1.6, label="executed")
-    panel.plot(*(value[:1] for value in line(plan.obs)), "o", ms=5, color=PLANNED)
-    _title(panel, f"A refinement of middle size: the plan of step {plan.step}")
-    if columns is not None:
-        panel.set_aspect("equal", adjustable="datalim")
-    panel.set_xlabel("x" if columns is not None else "step of the episode")
-    panel.set_ylabel("y" if columns is not None else f"observation {column}")
-    _bare(panel)
-    panel.legend(frameon=False, fontsize=9)
+def _apart(plans: Sequence[Imagined], path: NDArray[np.float32], distance: float) -> list[Imagined]:
+    """Those made where the one before is left behind: much of an episode may pass at the goal."""
+    chosen = [plans[0]]
+    for plan in plans:
+        if np.linalg.norm(path[plan.step] - path[chosen[-1].step]) >= distance:
+            chosen.append(plan)
+    return chosen
 
 
-def _refined_rows(panel: "Axes", episode: PlannedEpisode, task: Task) -> None:
-    """How far the refinement moved every row."""
-    stride = episode.plans[0].stride
-    for i, (name, distances) in enumerate(refinements(episode, task.obs_std).items()):
-        low, middle, high = np.quantile(distances, (0.25, 0.5, 0.75), axis=0)
-        steps = stride * np.arange(len(middle))
-        colour = (PROPOSED, PLANNED, OTHERS)[i % 3]
-        panel.plot(steps, middle, color=colour, lw=2, label=f"{name} to plan, median")
-        panel.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0, label="half of plans")
-    _title(panel, "What the refinement changed")
-    panel.set_xlabel("steps ahead")
-    panel.set_ylabel("distance (data's std)")
-    panel.set_ylim(bottom=0)
-    _bare(panel)
-    panel.legend(frameon=False, fontsize=9)
-
-
-def _off(panel: "Axes", episode: PlannedEpisode, task: Task) -> None:
-    """How far off plans were, beside what standing still would have been."""
-    found = imagination(episode, task.obs_std)
-    steps = [ahead.steps for ahead in found]
-    panel.plot(
-        steps, [ahead.moved for ahead in found], "o--", ms=4, color=OTHERS,
-        label="the present to what followed",
-    )  # fmt: skip
-    panel.plot(
-        steps, [ahead.distance for ahead in found], "o-", ms=4, color=PLANNED,
-        label="imagined to executed",
-    )  # fmt: skip
-    _title(panel, "How far off plans were")
-    panel.set_xlabel("steps ahead")
-    panel.set_ylabel("distance (data's std)")
-    panel.set_xticks(steps)
-    panel.set_ylim(bottom=0)
-    _bare(panel)
-    panel.legend(frameon=False, fontsize=9)
-
-
-def _spread(plans: Sequence[Imagined], along: NDArray[np.floating]) -> list[Imagined]:
-    """At most PLANS_SHOWN plans, evenly by `along` (T + 1,), which grows with the step."""
-    at = np.array([along[plan.step] for plan in plans])
-    wanted = np.linspace(at[0], at[-1], PLANS_SHOWN)
-    chosen = sorted({int(np.abs(at - place).argmin()) for place in wanted})
-    return [plans[i] for i in chosen]
+def _spread(plans: Sequence[Imagined]) -> list[Imagined]:
+    """At most PLANS_SHOWN of the plans, evenly."""
+    count = min(PLANS_SHOWN, len(plans))
+    return [plans[round(i)] for i in np.linspace(0, len(plans) - 1, count).tolist()]
 
 
 def _ages(plans: Sequence[Imagined]) -> "ScalarMappable":
@@ -274,12 +219,3 @@ def _ages(plans: Sequence[Imagined]) -> "ScalarMappable":
     shades = colormaps["viridis"](np.linspace(0, 0.88, 256))
     scale = Normalize(plans[0].step, max(plans[-1].step, plans[0].step + 1))
     return ScalarMappable(scale, LinearSegmentedColormap.from_list("age", shades))
-
-
-def _title(panel: "Axes", text: str) -> None:
-    panel.set_title(text, loc="left", fontsize=12, fontweight="bold")
-
-
-def _bare(panel: "Axes") -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.grid(alpha=0.25)

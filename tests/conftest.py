@@ -9,6 +9,8 @@ from pathlib import Path
 # Before torch is imported: workers of pytest-xdist that each start a thread per core get slower,
 # and sums over several threads are not the same on every machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What tests import as they would another package's modules.
+sys.path.insert(0, str(Path(__file__).parent / "modules"))
 
 import numpy as np
 import pytest
