@@ -123,6 +123,9 @@ def watch(
                 "observations hold one, such as offdiff data generate makes by default"
             )
         route = Route.of(via, task, config.horizon, config.stride) if via else None
+        if route is not None and simulator.maze is not None:
+            for point in route.points:
+                simulator.maze.free_cell(point.position, "way-point")
         episode = play_planned(
             saved.policy(_train_seed(folder)),
             simulator,
