@@ -184,7 +184,7 @@ def test_a_policy_is_a_function_of_each_observation() -> None:
     assert_close(acting(obs[order]), action[order], rtol=0, atol=1e-5)
     assert_close(acting(obs[:5]), action[:5], rtol=0, atol=1e-5)
     assert not torch.equal(policy(EvenWeights(), seed=1)(obs), action)
-    assert float(action.abs().max()) <= 1
+    assert float(action.detach().abs().max()) <= 1
 
 
 def test_many_observations_are_split_without_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,6 +218,20 @@ def test_drawn_actions_are_spread_as_sampled_ones() -> None:
             hashed.pow(moment).mean(0), drawn.pow(moment).mean(0), rtol=0, atol=0.02
         )  # three standard errors of a difference
     assert float(hashed.std()) > 0.1
+
+
+def test_the_choice_does_not_depend_on_the_candidates_noise() -> None:
+    network = mlp_module(network_sizes(Spec(3, 1), (4,)))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+    acting = CandidatePolicy(network, EvenWeights(), action_dim=1, candidates=8, levels=1)
+    # One step of a network of zeros: an action is a multiple of its only noise.
+    with torch.no_grad():
+        drawn = acting(random_normal(20_000, 3))
+        scale = float(acting.sample(random_normal(20_000, 3)).std())
+    assert abs(float(drawn.mean())) / scale < 0.03
+    assert float(drawn.std()) / scale == pytest.approx(1, abs=0.02)
 
 
 def test_hashed_numbers_are_uniform_and_normal() -> None:

@@ -13,6 +13,7 @@ from offdiff.algos.nets import MLP
 from offdiff.checkpoint import load_policy, save_policy
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Batch, Spec
+from offdiff.export import export_policy
 from offdiff.policy import deploy
 
 CPU = torch.device("cpu")
@@ -79,6 +80,11 @@ def test_the_target_takes_the_best_of_the_samples_and_the_least_of_the_critics(
     samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dql = learner(DQLConfig(hidden=(32,), backup_samples=samples), 0, 1)
+    net = dql.target_critic.net
+    for kind in net.split(net.flat):
+        for piece in kind:
+            piece[1::2] = piece[::2]
+    net.weights[-1][1::2] *= -1  # critics that disagree: the best of one is the worst of the other
     streams = SeedStreams([0, 1], "data", CPU)
     obs, actions = streams.normal(5, 3), streams.uniform(5 * samples, 1, low=-1.0)
 
@@ -159,6 +165,7 @@ def test_candidates_weigh_by_the_exponential_of_the_least_q() -> None:
     assert_close(weights, torch.tensor([[-1.5, 0.0, -3.0]]))
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # levels are constants of the graph
 def test_a_saved_policy_acts_as_the_trained_one(tmp_path: Path) -> None:
     dql, streams = learner(SMALL, 0, 1), SeedStreams([0, 1], "data", CPU)
     for _ in range(3):
@@ -177,6 +184,8 @@ def test_a_saved_policy_acts_as_the_trained_one(tmp_path: Path) -> None:
     assert isinstance(loaded.network, CandidatePolicy)
     assert int(loaded.network.seed) == dql.actor.noise_seeds[1] != dql.actor.noise_seeds[0]
     assert torch.equal(loaded.act(obs), deployed.act(obs))
+    check = export_policy(loaded, tmp_path / "policy.pt", "torchscript")
+    assert check.max_abs_difference < 1e-5, "the same draws in the exported graph"
     kept = policy(obs)
     dql.update(two_modes(streams, 64))
     assert torch.equal(policy(obs), kept), "independent of later updates"

@@ -138,7 +138,7 @@ def test_the_order_of_a_batch_does_not_matter(config: LearnerConfig) -> None:
             critic_learning_rate=1e-3,
         ),
         ReBRACConfig(batch_size=256, hidden=SMALL, actor_penalty=0.001),
-        DQLConfig(batch_size=256, hidden=SMALL, learning_rate=3e-3, eta=3.0, candidates=10),
+        DQLConfig(batch_size=64, hidden=SMALL, learning_rate=3e-3, eta=3.0, candidates=10),
         IDQLConfig(
             batch_size=256, hidden=SMALL, actor_hidden=SMALL, learning_rate=3e-3, choice="best",
             ema_rate=0.05,
