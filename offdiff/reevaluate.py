@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from offdiff.checkpoint import POLICY, load_planner, load_policy
 from offdiff.core.errors import InputError
@@ -22,6 +22,14 @@ from offdiff.policy import DeployedPolicy
 from offdiff.results import RECORD, read_record
 from offdiff.video import film_actions, record_video, require_encoder
 from offdiff.waypoints import Route
+
+
+class Watched(NamedTuple):
+    """An episode of a planner, what it was told of its data, and the way-points if it had any."""
+
+    episode: PlannedEpisode
+    task: Task
+    route: Route | None
 
 
 def seed_folders(run: Path) -> list[Path]:
@@ -94,8 +102,8 @@ def watch(
     film: Path | None = None,
     device: str = "auto",
     progress: bool = False,
-) -> tuple[PlannedEpisode, Task]:
-    """Plays one episode of a planner and keeps its plans; gives what its observations mean, too.
+) -> Watched:
+    """Plays one episode of a planner and keeps its plans.
 
     It begins as the first episode of `play` with the same seed. env_id: "" for the run's own.
     steps: horizon, None for the evaluation's. goal: where to get in a maze, () as drawn. via:
@@ -147,7 +155,7 @@ def watch(
             goal=goal,
             progress=progress,
         )
-    return episode, task
+    return Watched(episode, task, route)
 
 
 def _policy(folder: Path) -> Policy:

@@ -1,12 +1,14 @@
 """Way-points: where a plan is to pass at a given step of the episode.
 
-Dimension letters: B environments, H rows of a plan, O observation.
+Dimension letters: B environments, T steps, H rows of a plan, O observation.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from offdiff.core.errors import InputError
@@ -87,6 +89,15 @@ class Route:
             return Pins(values=values, which=which)
 
         return pin
+
+    def distances(self, obs: NDArray[np.float32]) -> list[float | None]:
+        """How far from every way-point (T + 1, O) observations were at its step; None if over."""
+        assert self.task.goal is not None
+        places = obs[:, list(self.task.goal.reached[0])].astype(np.float64)
+        return [
+            float(np.linalg.norm(places[p.step] - p.position)) if p.step < len(obs) else None
+            for p in self.points
+        ]
 
     def require_kept(self, plan: Plan, time: int, name: str) -> None:
         """Raises InputError unless a plan made at this step passes through all that lie ahead."""

@@ -236,3 +236,10 @@ def test_several_way_points() -> None:
     assert pins.which.sum() == 2 * 2 * 4, "environments, way-points, columns of the position"
     assert pins.which[:, 3, [0, 1, 4, 5]].all()
     assert pins.values[0, 3, [0, 1, 4, 5]].tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_how_far_the_episode_was_from_way_points() -> None:
+    route = Route.of((1, 3.0, 4.0, 2, 0.0, 0.0, 4, 0.0, 0.0), MAZE_TASK, 5, 1)
+    obs = np.zeros((3, 8), np.float32)
+    obs[2, 1] = 0.5
+    assert route.distances(obs) == [5.0, 0.5, None]

@@ -14,6 +14,7 @@ from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
     from offdiff.planned_episode import Ahead, PlannedEpisode
+    from offdiff.waypoints import Route
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def main(command: str, args: list[str]) -> int:
     from offdiff.planned_episode import imagination
 
     folder = reevaluate.seed_folders(options.run)[0]
-    episode, task = reevaluate.watch(
+    episode, task, route = reevaluate.watch(
         folder,
         options.env,
         seed=options.seed,
@@ -77,15 +78,17 @@ def main(command: str, args: list[str]) -> int:
     )
     found = imagination(episode, task.obs_std)
     if options.json:
-        print(json.dumps(_as_json(folder, episode, found), indent=1))
+        print(json.dumps(_as_json(folder, episode, found, route), indent=1))
         return 0
-    _print(episode, found)
+    _print(episode, found, route)
     for path in filter(None, (options.plot, options.video)):
         print(path)
     return 0
 
 
-def _as_json(folder: Path, episode: "PlannedEpisode", found: "list[Ahead]") -> dict[str, object]:
+def _as_json(
+    folder: Path, episode: "PlannedEpisode", found: "list[Ahead]", route: "Route | None"
+) -> dict[str, object]:
     return {
         "planner": str(folder),
         "env_id": episode.env_id,
@@ -97,10 +100,11 @@ def _as_json(folder: Path, episode: "PlannedEpisode", found: "list[Ahead]") -> d
         "decision_seconds": episode.seconds / episode.decisions,
         "calls_per_decision": episode.calls / episode.decisions,
         "ahead": [asdict(one) for one in found],
+        "way_point_distances": route.distances(episode.obs) if route else [],
     }
 
 
-def _print(episode: "PlannedEpisode", found: "list[Ahead]") -> None:
+def _print(episode: "PlannedEpisode", found: "list[Ahead]", route: "Route | None") -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -110,6 +114,10 @@ def _print(episode: "PlannedEpisode", found: "list[Ahead]") -> None:
         f"{episode.decisions} decisions, {1e3 * episode.seconds / episode.decisions:.1f} ms and "
         f"{episode.calls / episode.decisions:.0f} calls each"
     )
+    missed = zip(route.points, route.distances(episode.obs), strict=True) if route else ()
+    for point, distance in missed:
+        where = "the episode was over" if distance is None else f"{distance:.2f} away"
+        print(f"way-point of step {point.step}: {where}")
     if not found:
         print("this planner imagines no observations")
         return

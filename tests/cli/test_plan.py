@@ -124,6 +124,7 @@ def test_the_goal_of_a_maze_and_a_way_point(maze: Path, told: Told, tmp_path: Pa
     code, out, error = told("plan", maze, *options, "--plot", path)
     assert (code, error) == (0, "")
     assert "PointMaze_UMaze-v3: return" in out
+    assert "way-point of step 4: " in out
     assert path.stat().st_size > 10_000
 
 
