@@ -7,8 +7,8 @@ The folders hold the HDF5 files, `<dataset>.hdf5`; those of PointMaze are made b
 `offdiff data generate --maze umaze --to pointmaze-umaze-generated.hdf5`, medium likewise. Every run
 is `offdiff run` in a process of its own on one thread, with one training seed and 50 episodes. What
 has a record is not run again, what was stopped is resumed. Records go to results/runs; the table
-reads nothing else, and says what is missing. Times are of one core of the machine in the record, taken
-while other runs kept its other cores busy: compare calls, and times by `offdiff bench planners`.
+reads nothing else, and says what is missing. Times are of one core of the machine in the record
+while others were busy: compare calls, and times by `offdiff bench planners`.
 """
 
 import argparse
@@ -130,7 +130,7 @@ def page(records: list[Record]) -> str:
         "# Planners",
         "",
         "One training seed, 50 episodes from the same starts; mean and 95 % interval over episodes",
-        "(normal approximation). Score: D4RL's, 0 random and 100 expert; in mazes the return, steps",
+        "(normal approximation). Score: D4RL's, 0 random and 100 expert. In mazes the return, steps",
         "spent at the goal of 300 (umaze) and 600 (medium), and how many episodes reach it. Calls:",
         "network evaluations of a decision that wait for one another. Of learners, seed 0.",
     ]
