@@ -93,6 +93,7 @@ def _write_torchscript(policy: DeployedPolicy, path: Path) -> None:
     # `predict`, which speaks NumPy, be scriptable too.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch prefers torch.export
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the file is checked below
         traced = torch.jit.trace(policy, _example(policy))
         torch.jit.freeze(traced).save(str(path))
 
@@ -121,6 +122,11 @@ def _write_onnx(policy: DeployedPolicy, path: Path) -> None:
                 dynamo=True,
                 verbose=False,
             )
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise InputError(
+            f"this policy ({type(policy.network).__name__}) has no ONNX form; export it as "
+            "torchscript"
+        ) from error
     finally:
         exporter_log.setLevel(level)
     assert program is not None
