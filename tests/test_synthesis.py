@@ -10,6 +10,8 @@ import torch
 
 from offdiff.algos.bc import BCConfig
 from offdiff.algos.cql import CQLConfig
+from offdiff.algos.dql import DQLConfig
+from offdiff.algos.idql import IDQLConfig
 from offdiff.algos.iql import IQLConfig
 from offdiff.algos.rebrac import ReBRACConfig
 from offdiff.algos.td3bc import TD3BCConfig
@@ -46,6 +48,8 @@ LEARNERS: dict[str, LearnerConfig] = {
     "iql": IQLConfig(hidden=(16, 16), batch_size=16),
     "cql": CQLConfig(hidden=(16, 16), batch_size=16),
     "rebrac": ReBRACConfig(hidden=(16, 16), batch_size=16),
+    "dql": DQLConfig(hidden=(16, 16), batch_size=16, candidates=2, levels=2),
+    "idql": IDQLConfig(hidden=(16, 16), batch_size=16, candidates=2, levels=2),
 }
 
 
