@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="only print what is to be run")
     args = parser.parse_args()
     results = args.results.resolve()
+    results.mkdir(parents=True, exist_ok=True)
     cells = [
         cell
         for cell in GRID
