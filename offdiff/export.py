@@ -93,7 +93,8 @@ def _write_torchscript(policy: DeployedPolicy, path: Path) -> None:
     # `predict`, which speaks NumPy, be scriptable too.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torch prefers torch.export
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # the file is checked below
+        # torch.jit has it, but not in its __all__. The file is checked below.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         traced = torch.jit.trace(policy, _example(policy))
         torch.jit.freeze(traced).save(str(path))
 
