@@ -81,15 +81,7 @@ class PlanWindows:
 
         lasting: where an episode was cut off counts as a state to stay in, as where a task ended:
         for data whose episodes are cut off because a goal was reached.
-        Raises InputError if the window is longer than every episode.
         """
-        longest = int(episodes.lengths.max())
-        if (rows - 1) * stride > longest:
-            raise InputError(
-                f"a plan of {rows} observations {stride} steps apart reaches "
-                f"{(rows - 1) * stride} steps ahead, and the longest episode has {longest}; "
-                "shorten the horizon or the stride"
-            )
         source = _rows_with_ends(episodes)
         final = source.final
         value, to_go = (_to_go(episodes, source, gamma) for gamma in (discount, 1.0))
@@ -152,6 +144,16 @@ class PlanWindows:
         """n windows, uniformly with replacement."""
         index = torch.randint(len(self), (n,), generator=generator, device=self.starts.device)
         return self.cut(index)
+
+
+def require_reach(episodes: Episodes, rows: int, stride: int) -> None:
+    """Raises InputError if windows are longer than every episode."""
+    longest = int(episodes.lengths.max())
+    if (rows - 1) * stride > longest:
+        raise InputError(
+            f"a plan of {rows} observations {stride} steps apart reaches {(rows - 1) * stride} "
+            f"steps ahead, and the longest episode has {longest}; shorten the horizon or the stride"
+        )
 
 
 class _Rows(NamedTuple):

@@ -16,7 +16,7 @@ from offdiff.core.errors import InputError
 from offdiff.core.seeding import derive_seed
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.episodes import Episodes
-from offdiff.data.plan_windows import PlanWindows
+from offdiff.data.plan_windows import PlanWindows, require_reach
 from offdiff.data.windows import hold_out
 from offdiff.diffusion.progress import StepBar
 from offdiff.planners.base import PlannerConfig, PlannerModule
@@ -62,6 +62,7 @@ class PlannerFit:
         device: torch.device,
     ) -> "PlannerFit":
         """Everything before the first step. Raises InputError for data it cannot be trained on."""
+        require_reach(episodes, config.window, config.stride)
         kept, held = hold_out(episodes, config.holdout, seed)
         cut = partial(
             PlanWindows.of,
@@ -72,13 +73,6 @@ class PlannerFit:
             lasting=task.goal is not None,
         )
         train = cut(kept)
-        try:
-            held_windows = cut(held)
-        except InputError as error:
-            raise InputError(
-                f"none of the held-out episodes reaches {(config.window - 1) * config.stride} "
-                "steps; shorten the horizon or hold out more"
-            ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "planner"))
             module = config.build(task).to(device)
@@ -89,7 +83,7 @@ class PlannerFit:
             updates=updates,
             seed=seed,
             train=train,
-            held=held_windows,
+            held=cut(held),
             module=module,
             average=copy.deepcopy(module).eval().requires_grad_(False),
             optimiser=_optimiser(module, config),

@@ -6,7 +6,7 @@ import torch
 
 from offdiff.core.errors import InputError
 from offdiff.data.episodes import Episodes
-from offdiff.data.plan_windows import PlanBatch, PlanWindows
+from offdiff.data.plan_windows import PlanBatch, PlanWindows, require_reach
 
 CPU = torch.device("cpu")
 DISCOUNT = 0.5
@@ -90,7 +90,8 @@ def test_an_unrecorded_last_observation_is_left_out() -> None:
 
 def test_longer_than_the_data_is_refused() -> None:
     with pytest.raises(InputError, match=r"reaches 6 steps ahead, and the longest episode has 4"):
-        PlanWindows.of(episodes(), 4, CPU, stride=2)
+        require_reach(episodes(), rows=4, stride=2)
+    require_reach(episodes(), rows=3, stride=2)
 
 
 def test_samples_are_windows_of_the_data() -> None:
