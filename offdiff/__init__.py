@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from offdiff.checkpoint import load_policy
+    from offdiff.checkpoint import load_planner, load_policy
     from offdiff.config import RunConfig
     from offdiff.core.errors import InputError
     from offdiff.data.buffer import ReplayBuffer
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "evaluate",
     "load_dataset",
+    "load_planner",
     "load_policy",
     "run",
 ]
@@ -43,6 +44,7 @@ _HOMES = {
     "RunConfig": "offdiff.config",
     "evaluate": "offdiff.evaluate",
     "load_dataset": "offdiff.data.load",
+    "load_planner": "offdiff.checkpoint",
     "load_policy": "offdiff.checkpoint",
     "run": "offdiff.run",
 }

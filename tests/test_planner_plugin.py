@@ -3,11 +3,15 @@
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import offdiff
 from offdiff.checkpoint import load_planner
+from offdiff.config import RunConfig
 from offdiff.core.registry import names
+from offdiff.planners.veteran import VeteranConfig
 from offdiff.results import read_record
 
 ROOT = Path(__file__).parents[1]
@@ -27,8 +31,8 @@ py-modules = ["direct"]
 """
 
 
-def block(language: str) -> str:
-    (text,) = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+def block(language: str, number: int = 0) -> str:
+    text = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)[number]
     assert isinstance(text, str)
     return text
 
@@ -75,3 +79,20 @@ def test_a_planner_needs_no_installation(
 def test_the_page_names_every_planner() -> None:
     table = {name for name in re.findall(r"^\| `([\w-]+)` \|", PAGE, flags=re.MULTILINE)}
     assert table == set(names("planners"))
+
+
+def test_the_example_of_the_library_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_matmul: None
+) -> None:
+    planner = VeteranConfig(
+        horizon=3, network="mlp-128", hidden=(16, 16), candidates=2, levels=2, batch_size=16
+    )
+    config = RunConfig(
+        planner=planner, updates=2, final_episodes=1, out=tmp_path / "runs", device="cpu"
+    )
+    (record,) = offdiff.run(config, progress=False)
+    (tmp_path / "run").symlink_to((tmp_path / "runs" / record.run_id).parent)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, Any] = {}
+    exec(compile(block("python", 1), "planners.md", "exec"), scope)
+    assert len(scope["result"].returns) == 2
