@@ -26,18 +26,16 @@ from offdiff.results import code_version, read_record, system
 EPISODES, SEED = 50, 1_000
 PARTS: tuple[dict[str, Any], ...] = (
     {"levels": 0},
-    {"levels": 1},
     {"levels": 2},
+    {"levels": 1},
     {"levels": 5},
     {"levels": 10},
     {"levels": 20},
     {"levels": 5, "start": "noise"},
     {"levels": 20, "start": "noise"},
-    {"levels": 2, "candidates": 1},
-    {"levels": 2, "candidates": 32},
     {"levels": 2, "warm_start": True},
+    {"levels": 2, "candidates": 1},
     {"levels": 2, "guidance": 0.0},
-    {"levels": 2, "guidance": 1.2},
 )
 
 
@@ -77,7 +75,7 @@ def page(record: dict[str, Any]) -> str:
         "| start | levels | other | score | 95 % | calls | ms |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for part in record["parts"]:
+    for part in sorted(record["parts"], key=_order):
         settings = dict(part["settings"])
         start, levels = settings.pop("start", "proposal"), settings.pop("levels")
         other = ", ".join(f"{k} {v}" for k, v in settings.items()) or "-"
@@ -87,6 +85,13 @@ def page(record: dict[str, Any]) -> str:
         interval = f"[{mean - half:.1f}, {mean + half:.1f}]"
         lines.append(f"| {start} | {levels} | {other} | {mean:.1f} | {interval} | {cost} |")
     return "\n".join([*lines, ""])
+
+
+def _order(part: dict[str, Any]) -> tuple[bool, int, int]:
+    """From the proposal before from noise, then by levels; what differs otherwise comes last."""
+    settings = part["settings"]
+    start = settings.get("start", "proposal") == "noise"
+    return start, len(settings.keys() - {"levels", "start"}), settings["levels"]
 
 
 def main() -> None:
