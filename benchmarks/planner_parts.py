@@ -1,11 +1,11 @@
-"""Takes Trajectory Diffuser apart: the proposal alone, refined by so many levels, or noise instead.
+"""Takes planners apart: Trajectory Diffuser's proposal and levels, Veteran's candidates.
 
-    python benchmarks/planner_parts.py RUN --out results/planners/hopper-medium-zoo.json
-    python benchmarks/planner_parts.py --table results/planners/hopper-medium-zoo.json
+    python benchmarks/planner_parts.py RUN            adds lines to results/planners/*.json
+    python benchmarks/planner_parts.py --table        results/tables/planner-parts.md from them
 
-RUN is the seed folder of a `trajectory-diffuser` run. Its one trained model is played with other
-settings, 50 episodes each from the same starts, and the record holds every episode's return. Times
-are those of the evaluation, ten environments at once on one thread, other work beside.
+RUN is the seed folder of a `trajectory-diffuser` or `veteran` run. Its one trained model is played
+with other settings, 50 episodes each from the same starts, and the record holds every episode's
+return. Times are those of the evaluation, ten environments at once on one thread, other work beside.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scores import RESULTS
 
 from offdiff.checkpoint import SavedPlanner, load_planner
 from offdiff.core.files import write_text
@@ -24,19 +25,22 @@ from offdiff.evaluate import evaluate
 from offdiff.results import code_version, read_record, system
 
 EPISODES, SEED = 50, 1_000
-PARTS: tuple[dict[str, Any], ...] = (
-    {"levels": 0},
-    {"levels": 2},
-    {"levels": 1},
-    {"levels": 5},
-    {"levels": 10},
-    {"levels": 20},
-    {"levels": 5, "start": "noise"},
-    {"levels": 20, "start": "noise"},
-    {"levels": 2, "warm_start": True},
-    {"levels": 2, "candidates": 1},
-    {"levels": 2, "guidance": 0.0},
-)
+PARTS: dict[str, tuple[dict[str, Any], ...]] = {
+    "trajectory-diffuser": (
+        {"levels": 0},
+        {"levels": 1},
+        {"levels": 2},
+        {"levels": 2, "candidates": 1},
+        {"levels": 2, "warm_start": True},
+        {"start": "noise", "levels": 20},
+        {"levels": 5},
+        {"levels": 20},
+        {"levels": 10},
+        {"start": "noise", "levels": 5},
+        {"levels": 2, "guidance": 0.0},
+    ),
+    "veteran": ({"candidates": 1}, {"candidates": 4}, {"candidates": 16}),
+}
 
 
 def altered(saved: SavedPlanner, part: dict[str, Any]) -> SavedPlanner:
@@ -62,36 +66,36 @@ def play(saved: SavedPlanner, part: dict[str, Any], run: dict[str, Any]) -> dict
     }
 
 
-def page(record: dict[str, Any]) -> str:
-    """The record as a table in Markdown."""
-    score_range = recognise(record["dataset"], None).score_range
-    assert score_range is not None
+def page(records: list[dict[str, Any]]) -> str:
+    """The records as tables in Markdown."""
     lines = [
-        f"# What makes Trajectory Diffuser ({record['dataset']})",
+        "# What makes planners",
         "",
-        f"One trained model (start level {record['start_level']:.3f} of the data's spreads), "
-        f"{EPISODES} episodes from the same starts; score and 95 % interval over episodes.",
-        "",
-        "| start | levels | other | score | 95 % | calls | ms |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        f"One trained model each, {EPISODES} episodes from the same starts; score and 95 % interval",
+        "over episodes (normal approximation).",
     ]
-    for part in sorted(record["parts"], key=_order):
-        settings = dict(part["settings"])
-        start, levels = settings.pop("start", "proposal"), settings.pop("levels")
-        other = ", ".join(f"{k} {v}" for k, v in settings.items()) or "-"
-        scores = [score_range.score(value) for value in part["returns"]]
-        mean, half = statistics.mean(scores), 1.96 * statistics.stdev(scores) / EPISODES**0.5
-        cost = f"{part['calls_per_decision']:.1f} | {1e3 * part['decision_seconds']:.1f}"
-        interval = f"[{mean - half:.1f}, {mean + half:.1f}]"
-        lines.append(f"| {start} | {levels} | {other} | {mean:.1f} | {interval} | {cost} |")
+    for record in records:
+        lines += ["", f"## {record['planner']} on {record['dataset']}", ""]
+        lines += ["| settings | score | 95 % | calls | ms |", "| --- | --- | --- | --- | --- |"]
+        lines += [_row(record["dataset"], part) for part in sorted(record["parts"], key=_order)]
     return "\n".join([*lines, ""])
+
+
+def _row(dataset: str, part: dict[str, Any]) -> str:
+    score_range = recognise(dataset, None).score_range
+    assert score_range is not None
+    scores = [score_range.score(value) for value in part["returns"]]
+    mean, half = statistics.mean(scores), 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
+    settings = ", ".join(f"{k} {v}" for k, v in part["settings"].items())
+    cost = f"{part['calls_per_decision']:.1f} | {1e3 * part['decision_seconds']:.1f}"
+    return f"| {settings} | {mean:.1f} | [{mean - half:.1f}, {mean + half:.1f}] | {cost} |"
 
 
 def _order(part: dict[str, Any]) -> tuple[bool, int, int]:
     """From the proposal before from noise, then by levels; what differs otherwise comes last."""
     settings = part["settings"]
-    start = settings.get("start", "proposal") == "noise"
-    return start, len(settings.keys() - {"levels", "start"}), settings["levels"]
+    noise = settings.get("start", "proposal") == "noise"
+    return noise, len(settings.keys() - {"levels", "start"}), settings.get("levels", 0)
 
 
 def main() -> None:
@@ -99,30 +103,33 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", type=Path, nargs="?", help="seed folder of a run")
-    parser.add_argument("--out", type=Path, help="record to write; lines in it are kept")
-    parser.add_argument("--table", type=Path, help="record to make a table of")
+    parser.add_argument("--table", action="store_true", help="only write the table")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
-    if args.table:
-        path = args.table.resolve().parents[1] / "tables" / "planner-parts.md"
-        write_text(path, page(json.loads(args.table.read_text())))
-        print(path)
-        return
+    if not args.table:
+        _play_all(args.run, args.results)
+    records = [
+        json.loads(p.read_text()) for p in sorted(args.results.glob("planners/*-parts.json"))
+    ]
+    write_text(args.results / "tables" / "planner-parts.md", page(records))
+
+
+def _play_all(folder: Path, results: Path) -> None:
     torch.set_num_threads(1)
-    saved, run = load_planner(args.run), read_record(args.run / "run.json")
+    saved, run = load_planner(folder), read_record(folder / "run.json")
+    out = results / "planners" / f"{saved.name}-{run.data['dataset_id']}-parts.json"
     record: dict[str, Any] = {
+        "planner": saved.name,
         "dataset": run.data["dataset_id"],
         "run_id": run.run_id,
-        "start_level": float(saved.planner.start),
         "code": code_version() | {"command": "benchmarks/planner_parts.py"},
         "system": system(torch.device("cpu"), "default"),
-        "parts": [],
+        "parts": json.loads(out.read_text())["parts"] if out.exists() else [],
     }
-    if args.out.exists():
-        record["parts"] = json.loads(args.out.read_text())["parts"]
-    for part in PARTS:
+    for part in PARTS[saved.name]:
         if part not in [line["settings"] for line in record["parts"]]:
             record["parts"].append(play(saved, part, run.eval))
-            write_text(args.out, json.dumps(record, indent=1) + "\n")
+            write_text(out, json.dumps(record, indent=1) + "\n")
             print(part, statistics.mean(record["parts"][-1]["returns"]), flush=True)
 
 
