@@ -5,7 +5,7 @@
 
 RUN is the seed folder of a `trajectory-diffuser` or `veteran` run. Its one trained model is played
 with other settings, 50 episodes each from the same starts, and the record holds every episode's
-return. Times are those of the evaluation, ten environments at once on one thread, other work beside.
+return. Times are those of the evaluation, ten environments at once on one thread, others beside.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def page(records: list[dict[str, Any]]) -> str:
     lines = [
         "# What makes planners",
         "",
-        f"One trained model each, {EPISODES} episodes from the same starts; score and 95 % interval",
+        f"One trained model each, {EPISODES} episodes from the same starts; score, 95 % interval",
         "over episodes (normal approximation).",
     ]
     for record in records:
