@@ -43,12 +43,17 @@ class DecisionTransformerConfig(PlannerConfig):
         super().__post_init__()
         if self.stride != 1:
             raise ValueError("a Decision Transformer reads neighbouring steps: stride must be 1")
+        if self.replan_every != 1:
+            raise ValueError(
+                "a Decision Transformer gives one action at a time: replan_every must be 1, "
+                f"got {self.replan_every}"
+            )
         if self.depth < 1 or self.heads < 1 or self.width < 2 or self.width % (2 * self.heads):
             raise ValueError("depth and heads must be at least 1, width a multiple of 2 * heads")
         object.__setattr__(self, "history", self.horizon)
 
     def at_paper_size(self) -> Self:
-        """The paper's Gym settings."""
+        """The paper's Gym settings, for its 100,000 updates: the warm-up is a tenth of them."""
         return replace(self, horizon=20, learning_rate=1e-4, warmup=0.1, gradient_norm=0.25)
 
     def build(self, task: Task) -> "DecisionTransformer":
@@ -60,9 +65,12 @@ class DecisionTransformerConfig(PlannerConfig):
 class DecisionTransformer(PlannerModule):
     """Tokens return, observation, action of every step; an action is read off its observation.
 
-    Differences from the paper: windows begin at every step and are padded behind, which under a
-    causal mask trains every context length; the learning rate falls along a cosine; a time beyond
-    the longest episode counts as its end.
+    Differences from the paper and its code: windows are padded behind, not in front; returns are
+    clipped to the data's range and divided by its larger end, not by 1000; GELU instead of ReLU, no
+    dropout on the embeddings, torch's initialisation; after the warm-up the learning rate falls
+    along a cosine; biases and gains do not decay; gradients are shortened layer by layer (each
+    embedding, the norm, the blocks, the head), not all together; plans come from averaged weights;
+    a time beyond the longest episode counts as its end.
     """
 
     def __init__(self, config: DecisionTransformerConfig, task: Task) -> None:

@@ -40,7 +40,10 @@ class CausalTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
-        """tokens (B, T, W), real (B, T) bool, padding on either side -> (B, T, W)."""
+        """tokens (B, T, W), real (B, T) bool, padding on either side -> (B, T, W).
+
+        Padding may hold anything, NaN too; what comes out at its rows is finite and means nothing.
+        """
         return self.prefill(tokens, real)[0]
 
     def prefill(self, tokens: Tensor, real: Tensor | None = None) -> tuple[Tensor, Cache]:
@@ -52,6 +55,8 @@ class CausalTransformer(nn.Module):
         # A token sees itself even if it is padding: a row without any key would be 0 / 0.
         itself = torch.eye(n, dtype=torch.bool, device=tokens.device)
         mask = (causal & real[:, None, :] | itself)[:, None]
+        # Masked keys have weight 0, and 0 times NaN or infinity would still be NaN.
+        tokens = tokens.masked_fill(~real[..., None], 0.0)
         keys, values = [], []
         for block in self.blocks:
             tokens, key, value = block(tokens, mask, None)

@@ -45,6 +45,29 @@ def test_steps_on_a_cache_equal_full_recomputation(past: int, rotary: bool) -> N
     torch.testing.assert_close(torch.cat(steps, 1), whole[:, past - 1 :], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_caches_are_exact_at_any_length_and_padding(dtype: torch.dtype, tolerance: float) -> None:
+    net, generator = transformer(dtype=dtype), torch.Generator().manual_seed(4)
+
+    def below(limit: int, *shape: int) -> torch.Tensor:
+        return torch.randint(1, limit, shape, generator=generator)
+
+    for _ in range(20):
+        steps = int(below(39)) + 1
+        past = int(below(steps))
+        x = torch.randn(3, steps, WIDTH, generator=generator, dtype=dtype)
+        real = torch.arange(steps) >= below(past + 1, 3, 1) - 1
+        whole = net(x, real)
+        out, cache = net.prefill(x[:, :past], real[:, :past])
+        later = [out[:, -1:]]
+        for t in range(past, steps):
+            out, cache = net.step(x[:, t : t + 1], cache)
+            later.append(out)
+        torch.testing.assert_close(
+            torch.cat(later, 1), whole[:, past - 1 :], rtol=0, atol=tolerance
+        )
+
+
 def test_an_older_cache_takes_tokens_back() -> None:
     net, x = transformer(), tokens()
     _, cache = net.prefill(x[:, :4])
@@ -55,7 +78,7 @@ def test_an_older_cache_takes_tokens_back() -> None:
 
 def test_padding_on_the_left_changes_nothing_and_neither_does_what_it_holds() -> None:
     net, x = transformer(), tokens()
-    for junk in (0.0, 1e3):
+    for junk in (0.0, 1e3, float("inf"), float("nan")):
         padded = torch.cat((torch.full((3, 2, WIDTH), junk, dtype=x.dtype), x), dim=1)
         real = torch.tensor([False, False] + [True] * 7).expand(3, 9)
         out = net(padded, real)
@@ -66,7 +89,16 @@ def test_padding_on_the_left_changes_nothing_and_neither_does_what_it_holds() ->
 def test_padding_on_the_right_changes_nothing_before_it() -> None:
     net, x = transformer(), tokens()
     real = torch.tensor([True] * 5 + [False] * 2).expand(3, 7)
-    torch.testing.assert_close(net(x, real)[:, :5], net(x[:, :5]), rtol=0, atol=1e-12)
+    junk = x.masked_fill(~real[..., None], float("nan"))
+    torch.testing.assert_close(net(junk, real)[:, :5], net(x[:, :5]), rtol=0, atol=1e-12)
+
+
+def test_windows_without_a_real_row_give_finite_numbers_and_gradients() -> None:
+    net, x = transformer().requires_grad_(True), tokens()
+    out = net(x, torch.zeros(3, 7, dtype=torch.bool))
+    out.square().sum().backward()
+    assert out.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_no_leak_and_short_contexts_are_as_good_as_long_ones() -> None:
