@@ -254,7 +254,9 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     args = parser.parse_args()
     records = [json.loads(p.read_text()) for p in sorted(args.results.glob("runs/**/run.json"))]
-    scored = [record for record in records if "scores" in record["eval"]]
+    # Planners have a table of their own, by benchmarks/planners.py.
+    learners = (record for record in records if record["algo"].get("kind") != "planner")
+    scored = [record for record in learners if "scores" in record["eval"]]
     peers = [json.loads(p.read_text()) for p in sorted(args.results.glob("peer/*.json"))]
     augmented = learner_lines(
         (r for r in scored if _key(r) in set(map(_cell_key, AUGMENT))), AUGMENT
