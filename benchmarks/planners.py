@@ -132,8 +132,8 @@ def page(records: list[Record]) -> str:
         "One training seed, 50 episodes from the same starts; mean and 95 % interval over episodes",
         "(normal approximation). Score: D4RL's, 0 random, 100 expert. In mazes the return, steps",
         "spent at the goal of 300 (umaze) and 600 (medium), and how many episodes reach it. Calls:",
-        "network evaluations of a decision that wait for one another. Of learners, seed 0. Behaviour:",
-        "mean of the data, whose episodes end at the goal in mazes, with a return of 1.",
+        "network evaluations of a decision that wait for one another. Of learners, seed 0.",
+        "Behaviour: mean of the data, whose episodes end at the goal in mazes, with a return of 1.",
     ]
     for dataset in (*LOCOMOTION, *MAZES):
         text += [
