@@ -22,7 +22,8 @@ from offdiff.checkpoint import SavedPlanner, load_planner
 from offdiff.core.files import write_text
 from offdiff.data.catalogue import recognise
 from offdiff.evaluate import evaluate
-from offdiff.results import code_version, read_record, system
+from offdiff.records import read_record
+from offdiff.results import code_version, system
 
 EPISODES, SEED = 50, 1_000
 PARTS: dict[str, tuple[dict[str, Any], ...]] = {

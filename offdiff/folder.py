@@ -9,7 +9,7 @@ from typing import Any
 from offdiff.checkpoint import CHECKPOINT
 from offdiff.core.errors import InputError
 from offdiff.core.files import write_text
-from offdiff.results import RECORD, RunRecord, read_record, write_record
+from offdiff.records import FAILURE, RECORD, RunRecord, read_record, write_record
 
 IDENTITY = "config.json"
 ROWS = "transitions.npy"
@@ -64,13 +64,13 @@ class RunFolder:
         if not exists:
             write_text(self.path / IDENTITY, json.dumps(identity, indent=1) + "\n")
 
-    def write(self, seed: int, record: RunRecord) -> None:
-        """Writes one seed's record."""
-        write_record(self.seed(seed), record)
+    def write(self, seed: int, record: RunRecord) -> RunRecord:
+        """Seals and writes one seed's record, and gives it."""
+        return write_record(self.seed(seed), record)
 
     def clean(self) -> None:
         """Removes what only an unfinished run needs, and files that a kill left half-written."""
-        for name in (CHECKPOINT, ROWS):
+        for name in (CHECKPOINT, ROWS, FAILURE):
             (self.path / name).unlink(missing_ok=True)
         for pool in self.path.glob(POOLS):
             pool.unlink()

@@ -21,7 +21,8 @@ from offdiff.planners.base import PlannerConfig
 from offdiff.planners.fit import PlannerFit, fit_planner
 from offdiff.planners.task import Task
 from offdiff.prepare import Prepared, prepare
-from offdiff.results import RECORD, RunRecord, changed, code_version, plain, read_record, system
+from offdiff.records import RECORD, RunRecord, read_record
+from offdiff.results import changed, code_version, plain, system
 from offdiff.video import record_video
 
 METRICS = "metrics.csv"
@@ -113,8 +114,7 @@ def _one_seed(run: _Run, fit: PlannerFit, seed: int) -> RunRecord:
     # Read back even when just trained: a resumed run must not differ from an unbroken one.
     outcome, cost = _evaluate(run, place, seed)
     record = _record(run, seed, outcome, {"train_seconds": seconds, **cost})
-    run.folder.write(seed, record)
-    return record
+    return run.folder.write(seed, record)
 
 
 def _train(run: _Run, fit: PlannerFit, place: Path, seed: int) -> None:

@@ -19,7 +19,7 @@ from offdiff.planned_episode import PlannedEpisode, play_planned
 from offdiff.planners.policy import PlannerPolicy
 from offdiff.planners.task import Task
 from offdiff.policy import DeployedPolicy
-from offdiff.results import RECORD, read_record
+from offdiff.records import RECORD, read_record
 from offdiff.video import film_actions, record_video, require_encoder
 from offdiff.waypoints import Route
 

@@ -1,4 +1,4 @@
-"""Run records: one JSON per run and seed, from which every number of a table can be recomputed."""
+"""What a record says of its run beyond numbers: configuration, versions, machine."""
 
 import dataclasses
 import hashlib
@@ -7,71 +7,11 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from offdiff.core.errors import InputError
-from offdiff.core.files import write_text
-
-SCHEMA_VERSION = 1
-RECORD = "run.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunRecord:
-    """What one seed of one run was, did, scored and cost. Values are plain JSON."""
-
-    run_id: str
-    """The folder of this seed's files, relative to the one that all runs are written to."""
-    status: str
-    """"finished"; other runs leave no record."""
-    code: dict[str, Any]
-    """Version, commit, command."""
-    config: dict[str, Any]
-    """Everything that was configured, its hash, and what differs from the learner's defaults."""
-    data: dict[str, Any]
-    """Where the data came from, how it was converted and transformed, what its behaviour scored."""
-    seeds: dict[str, Any]
-    """Training and evaluation seeds."""
-    algo: dict[str, Any]
-    """Learner, gradient steps, batch size, provenance of the hyperparameters."""
-    eval: dict[str, Any]
-    """The final evaluation with every episode's return; empty if there was no simulator."""
-    curve: list[dict[str, Any]]
-    """Evaluations during training."""
-    system: dict[str, Any]
-    """Hardware and versions."""
-    cost: dict[str, Any]
-    """Seconds and updates per second."""
-    augment: dict[str, Any] = field(default_factory=dict)
-    """Augmenter, its model and the diagnostics of every generation; empty without."""
-    parents: list[str] = field(default_factory=list)
-    """Digests of artefacts the run was made from."""
-    schema_version: int = SCHEMA_VERSION
-
-
-def write_record(folder: Path, record: RunRecord) -> None:
-    """Writes `run.json`, atomically: a folder that holds one is a finished run."""
-    text = json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False)
-    write_text(folder / RECORD, text + "\n")
-
-
-def read_record(path: Path) -> RunRecord:
-    """Reads a record. Raises InputError if it is damaged or of another schema."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.get("schema_version") != SCHEMA_VERSION:
-            raise InputError(
-                f"{path} has schema version {values.get('schema_version')!r}, this offdiff reads "
-                f"{SCHEMA_VERSION}; read it with the version that wrote it"
-            )
-        return RunRecord(**values)
-    except (OSError, json.JSONDecodeError, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is no run record ({error}); run the experiment again") from error
 
 
 def changed(config: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, W
 from offdiff.planning import run_planner
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
-from offdiff.results import RunRecord, changed, code_version, config_hash, plain, system
+from offdiff.records import RunRecord
+from offdiff.results import changed, code_version, config_hash, plain, system
 from offdiff.synthesis import Synthesis, generations, start_synthesis
 from offdiff.training import Row, Schedule, Training, train
 from offdiff.video import record_video, require_encoder
@@ -255,5 +256,4 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
         | ({"generation_seconds": training.generation_seconds} if context.synthesis else {}),
         augment=context.synthesis.record(config.seeds[position]) if context.synthesis else {},
     )
-    context.folder.write(config.seeds[position], record)
-    return record
+    return context.folder.write(config.seeds[position], record)

@@ -12,7 +12,7 @@ from offdiff.checkpoint import load_planner
 from offdiff.config import RunConfig
 from offdiff.core.registry import names
 from offdiff.planners.veteran import VeteranConfig
-from offdiff.results import read_record
+from offdiff.records import read_record
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "planners.md").read_text()

@@ -14,7 +14,7 @@ from offdiff.core.errors import InputError
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.planners.fit import PlannerFit
 from offdiff.planners.veteran import VeteranConfig
-from offdiff.results import read_record
+from offdiff.records import read_record
 from offdiff.run import run
 
 PLANNER = VeteranConfig(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 import offdiff
 from offdiff.core.registry import names
-from offdiff.results import RunRecord, read_record
+from offdiff.records import RunRecord, read_record
 
 PYPROJECT = """
 [build-system]

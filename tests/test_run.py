@@ -26,7 +26,7 @@ from offdiff.core.protocols import LearnerConfig
 from offdiff.core.tensors import load_tensors
 from offdiff.data.episodes import Episodes
 from offdiff.data.hdf5 import write_hdf5
-from offdiff.results import RunRecord, read_record
+from offdiff.records import RunRecord, read_record
 from offdiff.run import run
 
 SMALL = (16, 16)

@@ -12,7 +12,7 @@ from offdiff.core.registry import names, resolve
 if TYPE_CHECKING:
     from offdiff.augment.base import AugmentConfig
     from offdiff.config import RunConfig
-    from offdiff.results import RunRecord
+    from offdiff.records import RunRecord
 
 INTRODUCTION = """Train a learner on a dataset and evaluate the policy it ends with.
 

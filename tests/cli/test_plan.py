@@ -12,7 +12,7 @@ from offdiff.algos.bc import BCConfig
 from offdiff.cli import main
 from offdiff.config import RunConfig
 from offdiff.data.hdf5 import read_hdf5, write_hdf5
-from offdiff.results import read_record
+from offdiff.records import read_record
 from offdiff.run import run
 
 pytestmark = pytest.mark.usefixtures("own_matmul")
