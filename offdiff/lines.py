@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offdiff.core.errors import InputError
-from offdiff.data.catalogue import recognise
+from offdiff.data.catalogue import family_of, recognise
 from offdiff.records import Failure, RunRecord
 
 
@@ -42,17 +42,17 @@ class Line:
     @property
     def family(self) -> str:
         """locomotion, maze2d, antmaze, adroit, kitchen or other."""
-        env_ids = {run.eval.get("env_id") for run in self.runs} - {None}
-        return recognise(self.dataset, env_ids.pop() if env_ids else None).family
+        env_id = next((run.eval["env_id"] for run in self.runs if run.eval), None)
+        return family_of(env_id) if env_id else recognise(self.dataset, None).family
 
     @property
     def unit(self) -> str:
-        """ "score" (D4RL's, 0 random to 100 expert), or "return" where there are no constants."""
+        """Of `values`: "score" (D4RL's, 0 random, 100 expert), "return" without its constants."""
         return "score" if all("score_mean" in run.eval for run in self.runs) else "return"
 
     @property
     def values(self) -> list[float]:
-        """Per seed, the mean over its final episodes in `unit`; runs without a simulator lack one."""
+        """Per seed, the mean over its final episodes; runs without a simulator have none."""
         name = "score_mean" if self.unit == "score" else "mean"
         return [float(run.eval[name]) for run in self.runs if run.eval]
 
