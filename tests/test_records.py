@@ -86,7 +86,7 @@ def test_every_file_counts_once_and_none_is_left_out(tmp_path: Path) -> None:
     write_record(tmp_path / "copy", record("x/seed-0"))  # the same record is no conflict
     write_record(tmp_path / "other", record("x/seed-0", parents=["another"]))
     failure = Failure(dataset="a", method="bc", changes={}, updates=9, seeds=[0], attempts=2,
-                      command="offdiff run", exit_code=-9, reason="killed", log="log.txt")  # fmt: skip
+                      command="run", exit_code=-9, reason="killed", log="log.txt")  # fmt: skip
     (tmp_path / "z").mkdir()
     (tmp_path / "z" / "failure.json").write_text(json.dumps(dataclasses.asdict(failure)))
     found = read_records([tmp_path, tmp_path / "x"])
