@@ -12,7 +12,7 @@ from offdiff.core.files import sha256
 from offdiff.core.protocols import LearnerConfig
 from offdiff.core.registry import name_of
 from offdiff.planners.base import PlannerConfig
-from offdiff.results import plain
+from offdiff.results import changed, plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,18 @@ class RunConfig:
     def augment_name(self) -> str:
         """Registered name of the augmenter, or its module:Class; "none"."""
         return name_of("augmenters", type(self.augment)) if self.augment else "none"
+
+    @property
+    def method(self) -> str:
+        """Learner or planner, and its augmenter: "iql+pgd"."""
+        return self.name + (f"+{self.augment_name}" if self.augment else "")
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """Hyperparameters that are not the defaults, as `RunRecord.changes`."""
+        augment = changed(self.augment) if self.augment else {}
+        own = changed(self.planner or self.algo)
+        return own | {f"augment.{name}": value for name, value in augment.items()}
 
     def identity(self, data_sha256: str) -> dict[str, Any]:
         """What the result depends on: runs of equal identity and seeds end in the same numbers."""

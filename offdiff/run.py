@@ -48,9 +48,8 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         scratch = stack.enter_context(scratch_folder(config.out)) if config.memory_mapped else None
         dataset = load_dataset(config.dataset, clip_actions=config.clip_actions, scratch=scratch)
         identity = config.identity(dataset.info.sha256)
-        method = config.name + (f"+{config.augment_name}" if config.augment else "")
         folder = RunFolder(
-            config.out, dataset.info.name, method, config.seeds, config_hash(identity)
+            config.out, dataset.info.name, config.method, config.seeds, config_hash(identity)
         )
         if not config.overwrite and (finished := folder.records()):
             folder.clean()  # a kill may have come between the last record and the clean-up

@@ -15,7 +15,9 @@ COMMANDS = {
     "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
     "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
     "plan": ("offdiff.cli.plan", "watch a planner plan: pictures, film, how far off it was"),
-    "bench planners": ("offdiff.cli.bench", "time planners against one another"),
+    "bench": ("offdiff.cli.bench", "run a grid: datasets x methods x seeds; killed, it goes on"),
+    "bench status": ("offdiff.cli.bench", "say what of a grid is finished, begun, failed, missing"),
+    "bench planners": ("offdiff.cli.bench_planners", "time planners against one another"),
     "export": ("offdiff.cli.export", "write a run's policy as ONNX or TorchScript, checked"),
     "data list": ("offdiff.cli.data", "list known datasets"),
     "data info": ("offdiff.cli.data", "describe and check one dataset"),
@@ -55,8 +57,9 @@ def _dispatch(args: list[str]) -> int:
 
         print(f"offdiff {version('offdiff')}")
         return 0
-    words = 2 if args[0] in GROUPS else 1
-    if args[0] in GROUPS and (len(args) == 1 or args[1] in ("-h", "--help")):
+    words = 2 if " ".join(args[:2]) in COMMANDS or args[0] not in COMMANDS else 1
+    words = words if args[0] in GROUPS else 1
+    if args[0] in GROUPS - set(COMMANDS) and (len(args) == 1 or args[1] in ("-h", "--help")):
         print(_help(f"{args[0]} "))
         return 0
     command = " ".join(args[:words])

@@ -49,6 +49,19 @@ PRESETS: dict[str, dict[str, int]] = {
 
 def main(command: str, args: list[str]) -> int:
     """Parses, runs, prints; the exit code."""
+    config = parse(args)
+    from offdiff.run import run
+
+    _print(run(config, progress=sys.stderr.isatty()), config.out)
+    return 0
+
+
+def parse(args: list[str]) -> "RunConfig":
+    """The configuration that a command line stands for.
+
+    Raises InputError for names and values that do not exist; leaves to tyro, which prints and
+    exits with code 2, what is no option at all.
+    """
     import tyro
 
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -63,7 +76,7 @@ def main(command: str, args: list[str]) -> int:
     except argparse.ArgumentError as error:
         raise InputError(f"{error} (see offdiff run --help)") from error
     default = _default(chosen)
-    config = tyro.cli(
+    return tyro.cli(
         type(default),
         args=rest,
         default=default,
@@ -75,10 +88,6 @@ def main(command: str, args: list[str]) -> int:
         ),
         config=(tyro.conf.AvoidSubcommands,),
     )
-    from offdiff.run import run
-
-    _print(run(config, progress=sys.stderr.isatty()), config.out)
-    return 0
 
 
 def _default(chosen: argparse.Namespace) -> "RunConfig":
