@@ -14,7 +14,7 @@ from offdiff.data.hdf5 import Attribute, number, read_hdf5
 from offdiff.data.minari import read_minari
 from offdiff.data.minari_ids import is_id, local_ids
 from offdiff.data.observations import ObsMode
-from offdiff.data.places import locate
+from offdiff.data.places import locate, own_file
 
 SAMPLE = "sample"
 """The name of the dataset that comes with the package."""
@@ -31,9 +31,10 @@ def load_dataset(
 ) -> Dataset:
     """A dataset ready for learning: actions in [-1, 1], everything checked.
 
-    name: "sample"; the path of a D4RL-schema file (.hdf5, .h5); a D4RL name such as
-    "hopper-medium-v2", fetched into the cache if it is nowhere on this machine; a Minari id such
-    as "D4RL/door/human-v2", likewise; the folder of a Minari dataset.
+    name: "sample"; the path of a D4RL-schema file (.hdf5, .h5), or its name without suffix if it
+    lies in $D4RL_DATASET_DIR; a D4RL name such as "hopper-medium-v2", fetched into the cache if it
+    is nowhere on this machine; a Minari id such as "D4RL/door/human-v2", likewise; the folder of a
+    Minari dataset.
     clip_actions: move actions outside the box to its border instead of refusing them.
     obs_mode: how Minari's dict observations become one vector (`offdiff.data.observations`).
     scratch: a folder for memory-mapped columns of an HDF5 file that memory does not hold; the
@@ -59,6 +60,10 @@ def read_dataset(
         return _from_file(SAMPLE_PATH, SAMPLE_NAME, "sample", scratch)
     if name in catalogue():
         return _from_d4rl(catalogue()[name], scratch)
+    if (own := own_file(name)) is not None:
+        found = _from_file(own, name, "hdf5", scratch)
+        # Named by its folder's variable, a record says the same on every machine.
+        return replace(found, info=replace(found.info, source=f"$D4RL_DATASET_DIR/{own.name}"))
     path = Path(name).expanduser()
     if path.is_dir():
         return read_minari(str(path), obs_mode=obs_mode)

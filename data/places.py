@@ -22,10 +22,20 @@ def cached_path(entry: Entry) -> Path:
 
 def local_path(entry: Entry) -> Path | None:
     """The file, if it is here: in d4rl's own folder or in our cache."""
-    stated = os.environ.get("D4RL_DATASET_DIR")
-    theirs = Path(stated).expanduser() if stated else Path.home() / ".d4rl" / "datasets"
-    candidates = (theirs / entry.file_name, cached_path(entry))
+    candidates = (_their_folder() / entry.file_name, cached_path(entry))
     return next((path for path in candidates if path.is_file()), None)
+
+
+def own_file(name: str) -> Path | None:
+    """A file of the user's in d4rl's folder, by its name without suffix."""
+    path = _their_folder() / f"{name}.hdf5"
+    return path if path.is_file() and path.parent == _their_folder() else None
+
+
+def _their_folder() -> Path:
+    """$D4RL_DATASET_DIR, else where d4rl keeps its files."""
+    stated = os.environ.get("D4RL_DATASET_DIR")
+    return Path(stated).expanduser() if stated else Path.home() / ".d4rl" / "datasets"
 
 
 def locate(entry: Entry, *, base_url: str = BASE_URL) -> Path:

@@ -107,7 +107,8 @@ def plan(grid: Grid, out: Path, parse: Parse) -> Plan:
     Raises InputError that lists every unknown name and every option that does not exist, and for
     cells that ask for the same runs.
     """
-    problems = [*_unknown_methods(grid)]
+    unknown = _unknown_methods(grid)
+    problems = [*unknown.values()]
     digests: dict[str, tuple[str, str]] = {}
     for name in dict.fromkeys(cell.dataset for cell in grid.cells):
         try:
@@ -117,15 +118,14 @@ def plan(grid: Grid, out: Path, parse: Parse) -> Plan:
             problems.append(str(error))
     configs: dict[int, RunConfig] = {}
     for number, cell in enumerate(grid.cells):
-        if problems and cell.dataset not in digests:
-            continue
+        if cell.dataset not in digests or {cell.method, cell.augment} & unknown.keys():
+            continue  # told above, once
         try:
             configs[number] = _parse(parse, [*cell.arguments(cell.seeds), "--out", str(out)])
         except InputError as error:
             problems.append(f"{cell}: {error}")
     if problems:
-        # A name that does not exist is told once, not once per cell that uses it.
-        raise InputError(f"grid {grid.name}: " + "; ".join(dict.fromkeys(problems)))
+        raise InputError(f"grid {grid.name}: " + "; ".join(problems))
     jobs: list[Job] = []
     for number, config in configs.items():
         jobs += _jobs(grid.cells[number], config, *digests[grid.cells[number].dataset], out)
@@ -133,16 +133,17 @@ def plan(grid: Grid, out: Path, parse: Parse) -> Plan:
     return Plan(grid, tuple(jobs))
 
 
-def _unknown_methods(grid: Grid) -> list[str]:
+def _unknown_methods(grid: Grid) -> dict[str, str]:
+    """Names that stand for nothing, and what to say of them."""
     kinds = {"algo": "learners", "planner": "planners", "augment": "augmenters"}
     asked = [(cell.kind, cell.method) for cell in grid.cells]
     asked += [("augment", cell.augment) for cell in grid.cells if cell.augment != "none"]
-    problems = []
+    problems = {}
     for kind, name in dict.fromkeys(asked):
         try:
             resolve(kinds[kind], name)
         except InputError as error:
-            problems.append(str(error))
+            problems[name] = str(error)
     return problems
 
 
@@ -161,7 +162,7 @@ def _unframed(said: str) -> str:
     flat = " ".join(said.translate(str.maketrans("╭╮╰╯│─", "     -")).split())
     parts = [part.strip() for part in re.split("-{3,}", flat)]
     told = [part for part in parts if part and not part.startswith("For full helptext")]
-    return ": ".join(told) or "its options cannot be read"
+    return (told and told[-1]) or "its options cannot be read"
 
 
 def _jobs(cell: Cell, config: RunConfig, name: str, digest: str, out: Path) -> list[Job]:

@@ -140,3 +140,17 @@ def test_description(tmp_path: Path) -> None:
     warnings = " ".join(description["warnings"])
     assert "5 of 5 actions leave their box, by up to 0.5 half widths" in warnings
     assert "no environment is known" in warnings
+
+
+def test_a_file_of_ones_own_in_d4rls_folder_goes_by_its_name(
+    toy_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("D4RL_DATASET_DIR", str(toy_file.parent))
+    info = load_dataset("toy").info
+    assert (info.name, info.source) == ("toy", "$D4RL_DATASET_DIR/toy.hdf5")
+    assert info.sha256 == load_dataset(str(toy_file)).info.sha256
+    with pytest.raises(InputError, match="unknown dataset 'toi'"):
+        load_dataset("toi")
+    for outside in ("../toy", str(toy_file.with_suffix(""))):
+        with pytest.raises(InputError):
+            load_dataset(outside)
