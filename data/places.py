@@ -29,7 +29,7 @@ def local_path(entry: Entry) -> Path | None:
 def own_file(name: str) -> Path | None:
     """A file of the user's in d4rl's folder, by its name without suffix."""
     path = _their_folder() / f"{name}.hdf5"
-    return path if path.is_file() and path.parent == _their_folder() else None
+    return path if Path(name).name == name and path.is_file() else None
 
 
 def _their_folder() -> Path:

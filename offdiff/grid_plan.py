@@ -13,7 +13,7 @@ from typing import Any, Literal
 from offdiff.config import RunConfig
 from offdiff.core.errors import InputError
 from offdiff.core.registry import resolve
-from offdiff.data.load import load_dataset
+from offdiff.data.load import SAMPLE, SAMPLE_NAME, load_dataset
 from offdiff.folder import IDENTITY, RunFolder
 from offdiff.grid import Cell, Grid
 from offdiff.lines import Method, text_of
@@ -90,14 +90,6 @@ class Plan:
     grid: Grid
     jobs: tuple[Job, ...]
 
-    @property
-    def wanted(self) -> Mapping[tuple[str, Method], Sequence[int]]:
-        """Seeds asked for by dataset and method, as `lines_of` takes them."""
-        seeds: dict[tuple[str, Method], list[int]] = {}
-        for job in self.jobs:
-            seeds.setdefault((job.dataset, job.method), []).extend(job.seeds)
-        return {key: sorted(found) for key, found in seeds.items()}
-
 
 def plan(grid: Grid, out: Path, parse: Parse) -> Plan:
     """The runs of a grid.
@@ -131,6 +123,21 @@ def plan(grid: Grid, out: Path, parse: Parse) -> Plan:
         jobs += _jobs(grid.cells[number], config, *digests[grid.cells[number].dataset], out)
     _refuse_duplicates(grid, jobs)
     return Plan(grid, tuple(jobs))
+
+
+def wanted(grid: Grid, parse: Parse) -> dict[tuple[str, Method], tuple[int, ...]]:
+    """Seeds asked for by dataset and method, as `lines_of` takes them; needs no data."""
+    seeds: dict[tuple[str, Method], set[int]] = {}
+    for cell in grid.cells:
+        name = SAMPLE_NAME if cell.dataset == SAMPLE else cell.dataset
+        name = Path(name).stem if name.endswith((".hdf5", ".h5")) else name
+        key = (name, _method(_parse(parse, cell.arguments(cell.seeds))))
+        seeds.setdefault(key, set()).update(cell.seeds)
+    return {key: tuple(sorted(found)) for key, found in seeds.items()}
+
+
+def _method(config: RunConfig) -> Method:
+    return Method(config.method, text_of(config.changes), config.updates)
 
 
 def _unknown_methods(grid: Grid) -> dict[str, str]:
@@ -176,7 +183,7 @@ def _jobs(cell: Cell, config: RunConfig, name: str, digest: str, out: Path) -> l
         return Job(
             cell=cell,
             dataset=name,
-            method=Method(config.method, text_of(config.changes), config.updates),
+            method=_method(config),
             changes=config.changes,
             updates=config.updates,
             seeds=seeds,
