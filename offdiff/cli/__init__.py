@@ -15,6 +15,7 @@ COMMANDS = {
     "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
     "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
     "plan": ("offdiff.cli.plan", "watch a planner plan: pictures, film, how far off it was"),
+    "table": ("offdiff.cli.table", "write benchmark tables from run records"),
     "bench": ("offdiff.cli.bench", "run a grid: datasets x methods x seeds; killed, it goes on"),
     "bench status": ("offdiff.cli.bench", "say what of a grid is finished, begun, failed, missing"),
     "bench planners": ("offdiff.cli.bench_planners", "time planners against one another"),
