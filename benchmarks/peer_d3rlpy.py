@@ -32,7 +32,7 @@ EVAL_SEED = 10_000
 
 
 def learner(name: str, updates: int) -> d3rlpy.algos.QLearningAlgoBase:
-    """The peer's learner with the hyperparameters of the parity grid in `scores.py`."""
+    """The peer's learner with the hyperparameters of results/grids/parity.toml."""
     scaler = StandardObservationScaler()
     if name == "iql":
         return IQLConfig(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scores import RESULTS
 
 from offdiff.checkpoint import SavedPlanner, load_planner
 from offdiff.core.files import write_text
@@ -25,6 +24,7 @@ from offdiff.evaluate import evaluate
 from offdiff.records import read_record
 from offdiff.results import code_version, system
 
+RESULTS = Path(__file__).parents[1] / "results"
 EPISODES, SEED = 50, 1_000
 PARTS: dict[str, tuple[dict[str, Any], ...]] = {
     "trajectory-diffuser": (
@@ -42,6 +42,8 @@ PARTS: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "veteran": ({"candidates": 1}, {"candidates": 4}, {"candidates": 16}),
 }
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def altered(saved: SavedPlanner, part: dict[str, Any]) -> SavedPlanner:

@@ -98,6 +98,12 @@ def recognise(file_name: str, env_id: str | None) -> Task:
     return word.task if word else Task()
 
 
+def family_of_name(name: str) -> str:
+    """Family of a dataset by its name alone, "other" if that says nothing."""
+    family = recognise(name, None).family
+    return "maze2d" if family == "other" and name.startswith("pointmaze") else family
+
+
 def family_of(env_id: str | None) -> str:
     """Family of a Gymnasium environment, "other" if D4RL has none like it."""
     known = _by_environment().get(_unversioned(env_id or ""))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from offdiff.core.errors import InputError
-from offdiff.data.catalogue import family_of, recognise
+from offdiff.data.catalogue import family_of, family_of_name
 from offdiff.records import Failure, RunRecord
 
 
@@ -43,7 +43,7 @@ class Line:
     def family(self) -> str:
         """locomotion, maze2d, antmaze, adroit, kitchen or other."""
         env_id = next((run.eval["env_id"] for run in self.runs if run.eval), None)
-        return family_of(env_id) if env_id else recognise(self.dataset, None).family
+        return family_of(env_id) if env_id else family_of_name(self.dataset)
 
     @property
     def unit(self) -> str:

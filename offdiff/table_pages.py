@@ -141,7 +141,8 @@ def caption(lines: Sequence[Line], refused: int = 0) -> str:
         "there are no constants): mean ± standard deviation (ddof 1) over training seeds of each "
         "seed's mean over its final episodes, 95 % interval by Student's t; of a single seed the "
         "interval is over its episodes, by normal approximation, and says nothing about other "
-        "seeds. Published numbers are copied from their sources, on D4RL's own simulators; no number of ours is mixed with them."
+        "seeds. Calls and ms: of one decision. Published numbers are copied from their sources, on "
+        "D4RL's own simulators; no number of ours is mixed with them."
         f"\n\n{len(records)} runs, {failed} failed, {missing} missing, {refused} files refused; "
         f"{unsealed} records are of schema 1 and carry no digest. {told}."
     )
@@ -225,7 +226,7 @@ def _budget(frame: "DataFrame") -> Text:
 
 
 def _markdown(table: Text) -> str:
-    cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in table]
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
     head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
     return "\n".join([head, "|" + " --- |" * len(table[0]), *rows])
 
