@@ -48,7 +48,7 @@ def frame(rows: Iterable[Mapping[str, Any]], columns: Sequence[str] = ()) -> "pa
 
 def scores(lines: Sequence[Line]) -> "pandas.DataFrame":
     """One row per line: what it scored, what it cost, what is missing, what others published."""
-    return frame((_score_row(line) for line in lines), ["family", "dataset", "method"])
+    return frame((score_row(line) for line in lines), ["family", "dataset", "method"])
 
 
 def runs(lines: Sequence[Line]) -> "pandas.DataFrame":
@@ -66,7 +66,8 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return stdlib.mean(values) - half, stdlib.mean(values) + half
 
 
-def _score_row(line: Line) -> dict[str, Any]:
+def score_row(line: Line) -> dict[str, Any]:
+    """What `scores` says of one line; NaN where there is nothing to say."""
     values = line.values
     low, high = interval(values) if len(values) != 1 else _episode_interval(line)
     cost = [run.cost for run in line.runs]

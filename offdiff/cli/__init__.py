@@ -16,6 +16,7 @@ COMMANDS = {
     "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
     "plan": ("offdiff.cli.plan", "watch a planner plan: pictures, film, how far off it was"),
     "table": ("offdiff.cli.table", "write benchmark tables from run records"),
+    "report": ("offdiff.cli.report", "write one HTML page of run records"),
     "bench": ("offdiff.cli.bench", "run a grid: datasets x methods x seeds; killed, it goes on"),
     "bench status": ("offdiff.cli.bench", "say what of a grid is finished, begun, failed, missing"),
     "bench planners": ("offdiff.cli.bench_planners", "time planners against one another"),

@@ -12,6 +12,7 @@ from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
     from offdiff.lines import Line, Method
+    from offdiff.records import Records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,6 @@ class TableOptions:
 def main(command: str, args: list[str]) -> int:
     """Parses, computes, prints; the exit code."""
     options = tyro.cli(TableOptions, args=args, prog="offdiff table")
-    from offdiff.lines import lines_of
     from offdiff.records import read_records
     from offdiff.table_pages import write_tables
 
@@ -60,10 +60,7 @@ def main(command: str, args: list[str]) -> int:
     found = read_records(places)
     for reason in found.refused:
         print(f"offdiff: refused: {reason}", file=sys.stderr)
-    wanted, name = _wanted(options.grid)
-    lines = lines_of(found.finished, found.failed, wanted)
-    if options.grid:
-        lines = [line for line in lines if (line.dataset, line.method) in wanted]
+    lines, name = chosen_lines(found, options.grid)
     if not lines:
         raise InputError(
             f"there is no record in {', '.join(map(str, places))}; make some with `offdiff run` or "
@@ -84,18 +81,22 @@ def main(command: str, args: list[str]) -> int:
     return 0
 
 
-def _wanted(specs: tuple[str, ...]) -> "tuple[dict[tuple[str, Method], tuple[int, ...]], str]":
-    """What grids ask for, and their names."""
+def chosen_lines(found: "Records", specs: tuple[str, ...]) -> "tuple[list[Line], str]":
+    """The lines of all records, or those that grids ask for, and the grids' names."""
     from offdiff.cli.run import parse
     from offdiff.grid import read_grid
     from offdiff.grid_plan import wanted
+    from offdiff.lines import lines_of
 
     asked: dict[tuple[str, Method], tuple[int, ...]] = {}
     grids = [read_grid(spec) for spec in specs]
     for grid in grids:
         for key, seeds in wanted(grid, parse).items():
             asked[key] = tuple(sorted({*asked.get(key, ()), *seeds}))
-    return asked, "-".join(grid.name for grid in grids)
+    lines = lines_of(found.finished, found.failed, asked)
+    if specs:
+        lines = [line for line in lines if (line.dataset, line.method) in asked]
+    return lines, "-".join(grid.name for grid in grids)
 
 
 def _print(lines: "list[Line]") -> None:

@@ -1,0 +1,1 @@
+"""Records -> one HTML page that needs nothing else to be opened."""
