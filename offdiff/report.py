@@ -180,7 +180,7 @@ def _media(lines: Sequence[Line], places: Sequence[Path], budget: float) -> Iter
                         kind = mimetypes.guess_type(path.name)[0]
                         code = base64.b64encode(path.read_bytes()).decode()
                         source = f"data:{kind};base64,{code}"
-                    title = f"{path.stem}: {line.method.label} on {line.dataset}, seed {run.seed}"
+                    title = f"{path.stem}: {line.method.name} on {line.dataset}, seed {run.seed}"
                     yield Medium(title, path.suffix == ".mp4", source, f"{run.run_id}/{path.name}")
 
 

@@ -47,7 +47,7 @@ def _curves(lines: Sequence[Line]) -> Iterator[Figure]:
             points = _curve(line)
             updates = sorted(points)
             low, high = ([f(points[u]) for u in updates] for f in (min, max))
-            label = line.method.label
+            label = _short(line)
             mean = [stdlib.mean(points[u]) for u in updates]
             if any(len(points[u]) > 1 for u in updates):
                 data.append(
@@ -128,7 +128,7 @@ def _costs(lines: Sequence[Line]) -> Iterator[Figure]:
         chosen = [line for line in lines if line.dataset == dataset and line.values]
         data = [
             _trace(line, [_seconds(line.runs)], [stdlib.mean(line.values)], mode="markers",
-                   name=line.method.label, marker={"size": 11})
+                   name=_short(line), marker={"size": 11})
             for line in chosen
         ]  # fmt: skip
         if len(data) > 1:
@@ -153,7 +153,7 @@ def _diagnostics(lines: Sequence[Line]) -> Iterator[Figure]:
                     points = [(g["update"], _at(g, path)) for g in generations]
                     known = [(update, value) for update, value in points if value is not None]
                     if known:
-                        name = f"{line.method.label}, seed {run.seed}"
+                        name = f"{line.method.name}, seed {run.seed}"
                         data.append(_trace(line, *map(list, zip(*known, strict=True)), name=name,
                                            mode="lines+markers"))  # fmt: skip
             if data:
@@ -175,6 +175,13 @@ def _trace(of: Line, x: Sequence[Any], y: Sequence[Any], **options: Any) -> dict
 def _figure(title: str, note: str, data: list[dict[str, Any]], x: str, y: str) -> Figure:
     layout = {"xaxis": {"title": {"text": x}}, "yaxis": {"title": {"text": y}, "automargin": True}}
     return {"title": title, "note": note, "data": data, "layout": layout}
+
+
+def _short(line: Line) -> str:
+    """The label, for a legend; hyperparameters that would fill it are in the table."""
+    method = line.method
+    changes = f" ({method.changes})" if len(method.changes) < 30 else " (...)"
+    return f"{method.name}{changes if method.changes else ''}, {method.updates:,} updates"
 
 
 def _tasks(comparison: tables.Comparison) -> str:

@@ -33,7 +33,7 @@ class Page:
         """The page as Markdown."""
         parts = [f"# {self.title}", self.caption]
         for heading, words, table in self.sections:
-            parts += [f"## {heading}", *([words] if words else []), _markdown(table)]
+            parts += [f"## {heading}", *([words] if words else []), tables.markdown(table)]
         return "\n\n".join(parts) + "\n"
 
     def latex(self) -> str:
@@ -223,12 +223,6 @@ def _budget(frame: "DataFrame") -> Text:
         for row in frame.to_dict("records")
     ]  # fmt: skip
     return [["dataset", "method", "configurations", "policies", *heads, "area"], *rows]
-
-
-def _markdown(table: Text) -> str:
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
-    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([head, "|" + " --- |" * len(table[0]), *rows])
 
 
 _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",

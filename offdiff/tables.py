@@ -57,6 +57,13 @@ def runs(lines: Sequence[Line]) -> "pandas.DataFrame":
     return frame((row for line in lines for row in _run_rows(line)), columns)
 
 
+def markdown(table: Sequence[Sequence[str]]) -> str:
+    """Header and rows of text as a Markdown table; any text stays within its cell."""
+    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
+    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
+    return "\n".join([head, "|" + " --- |" * len(table[0]), *rows])
+
+
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the mean by Student's t; NaN below two values."""
     if len(values) < 2:

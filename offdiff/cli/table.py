@@ -28,6 +28,7 @@ class TableOptions:
       offdiff table --grid mine.toml                  the lines of a grid, what is missing counted
       offdiff table my-runs other-runs --out tables --name joint --formats md csv latex
       offdiff table --baseline td3bc                  probabilities of improvement over TD3+BC
+      offdiff table --cards results/cards             a card for every line, too
     """
 
     runs: Positional[tuple[Path, ...]] = ()
@@ -42,6 +43,8 @@ class TableOptions:
     """What to write."""
     baseline: str = ""
     """Beginning of a method's name, e.g. `td3bc`; default: the method with the highest mean."""
+    cards: Path | None = None
+    """Also write a card of every line into this folder: data, training, evaluation, limits."""
     draws: int = 50_000
     """Bootstrap samples of every interval."""
 
@@ -75,6 +78,10 @@ def main(command: str, args: list[str]) -> int:
         baseline=options.baseline or None,
         draws=options.draws,
     )
+    if options.cards is not None:
+        from offdiff.cards import write_cards
+
+        paths += write_cards(lines, options.cards)
     _print(lines)
     for path in paths:
         print(path)
