@@ -1,1 +1,0 @@
-"""Records -> one HTML page that needs nothing else to be opened."""
