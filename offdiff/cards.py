@@ -1,7 +1,7 @@
 """A card for a result: what was trained on what, how it was judged, what it does not show.
 
-Written from the records of one line alone, as Markdown (after Mitchell et al. 2019, model cards, and
-Gebru et al. 2021, datasheets).
+Written from the records of one line alone, as Markdown (after Mitchell et al. 2019, model cards,
+and Gebru et al. 2021, datasheets).
 """
 
 import json
@@ -79,11 +79,14 @@ def limits(line: Line) -> Iterator[str]:
 
 def _summary(line: Line) -> dict[str, str]:
     values = line.values
-    low, high = (tables.score_row(line)[key] for key in ("low", "high"))
-    over = "seeds" if len(values) > 1 else "episodes"
-    result = f"{statistics.mean(values):.1f} [{low:.1f}, {high:.1f}], 95 % over {over}"
+    result = "not played"
+    if values:
+        cells = tables.score_row(line)
+        over = "seeds" if len(values) > 1 else "episodes"
+        interval = f"[{cells['low']:.1f}, {cells['high']:.1f}], 95 % over {over}"
+        result = f"{cells['mean']:.1f} {interval}"
     return {
-        line.unit: result if values else "not played",
+        line.unit: result,
         "behaviour in the data": "unknown" if line.behaviour is None else f"{line.behaviour:.1f}",
         "seeds": ", ".join(str(run.seed) for run in line.runs),
         "updates": f"{line.method.updates:,}",
@@ -97,7 +100,8 @@ def _data(run: RunRecord) -> dict[str, str]:
     facts = {
         "source": data.get("source"),
         "SHA-256": data["file_sha256"],
-        "size": f"{data.get('n_transitions', 0):,} transitions, {data.get('n_episodes', 0)} episodes",
+        "transitions": f"{data.get('n_transitions', 0):,}",
+        "episodes": data.get("n_episodes"),
         "recorded by": behaviour.get("description") or "unknown",
         "return of its episodes": _spread(behaviour, "return_mean", "return_std"),
         "share used": f"{data.get('subset_fraction', 1.0):.0%}",
@@ -148,11 +152,9 @@ def _scores(line: Line) -> str:
     rows = [["seed", "mean", "lowest", "quarter", "median", "three quarters", "highest"]]
     for run in (run for run in line.runs if run.eval):
         episodes = run.eval["scores" if line.unit == "score" else "returns"]
-        cuts = (
-            statistics.quantiles(episodes, method="inclusive")
-            if len(episodes) > 1
-            else episodes * 3
-        )
+        # Quantiles want two values; an episode counted twice has the quantiles it has alone.
+        several = episodes if len(episodes) > 1 else episodes * 2
+        cuts = statistics.quantiles(several, method="inclusive")
         numbers = [statistics.mean(episodes), min(episodes), *cuts, max(episodes)]
         rows.append([str(run.seed), *(f"{number:.1f}" for number in numbers)])
     return tables.markdown(rows) if len(rows) > 1 else ""
