@@ -60,9 +60,12 @@ class RunConfig:
     checkpoint_seconds: float = 20.0
     """Least time between two checkpoints; a kill loses no more than this."""
     tensorboard: bool = False
-    """Also write TensorBoard event files."""
+    """Also write TensorBoard event files: curves, final scores, hyperparameters, pictures."""
     wandb: bool = False
-    """Also log to Weights & Biases; without a key or a network, offline into the run folder."""
+    """Also log to Weights & Biases: curves, final scores, every episode, media and the record.
+    Without a key or a network all of it goes into the run folder; `wandb sync` uploads it."""
+    wandb_group: str = ""
+    """Group of the W&B run; default: $WANDB_RUN_GROUP, else dataset/method/hash."""
     video: bool = False
     """Record an mp4 of each seed's final policy."""
     provenance: str = "defaults of the paper"

@@ -1,12 +1,10 @@
-"""Where metrics go: the terminal, CSV, TensorBoard, Weights & Biases."""
+"""Where metrics go while a run trains: the terminal, CSV."""
 
 import csv
-import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from offdiff.core.errors import InputError, MissingExtraError
+from offdiff.core.errors import InputError
 from offdiff.core.files import replacing
 
 Rows = Sequence[Mapping[str, float]]
@@ -80,70 +78,6 @@ class CSVLogger:
             return first.isdigit() and int(first) <= update
 
         return [header, *filter(early, lines)] if header.startswith("update,") else []
-
-
-class TensorBoardLogger:
-    """Event files in the run folder, one group per seed."""
-
-    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise MissingExtraError("--tensorboard", "tensorboard") from error
-        self.seeds = seeds
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
-
-    def log(self, update: int, rows: Rows) -> None:
-        """Writes scalars named `metric/seed`."""
-        for seed, row in zip(self.seeds, rows, strict=True):
-            for name, value in row.items():
-                self._writer.add_scalar(f"{name}/{seed}", value, update)
-
-    def close(self) -> None:
-        """Flushes and closes."""
-        self._writer.close()
-
-
-class WandbLogger:
-    """One W&B run for the seeds together: online with a key and a network, else offline."""
-
-    def __init__(self, folder: Path, seeds: Sequence[int], config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingExtraError("--wandb", "wandb") from error
-        self.seeds = seeds
-        start = partial(
-            wandb.init,
-            project="offdiff",
-            name=folder.name,
-            dir=str(folder),
-            config=dict(config),
-            settings=wandb.Settings(init_timeout=20, silent=True),
-        )
-        if wandb.api.api_key is None:
-            # Asking for a key would stop a run that nobody watches; `wandb sync` uploads it later.
-            print("offdiff: no W&B key (`wandb login`); recording offline", file=sys.stderr)
-            self._run = start(mode="offline")
-            return
-        try:
-            self._run = start()
-        except (wandb.errors.UsageError, wandb.errors.CommError) as error:
-            print(f"offdiff: W&B is not reachable ({error}); recording offline", file=sys.stderr)
-            self._run = start(mode="offline")
-
-    def log(self, update: int, rows: Rows) -> None:
-        """Logs `seed/metric` at step `update`."""
-        values = {
-            f"seed-{seed}/{name}": value
-            for seed, row in zip(self.seeds, rows, strict=True)
-            for name, value in row.items()
-        }
-        self._run.log(values, step=update)
-
-    def close(self) -> None:
-        """Finishes the W&B run."""
-        self._run.finish()
 
 
 class ProgressBar:

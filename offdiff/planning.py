@@ -16,13 +16,14 @@ from offdiff.core.numerics import keep_freed_memory, use_fastest_exact_matmul
 from offdiff.data.dataset import Dataset
 from offdiff.evaluate import evaluate
 from offdiff.folder import RunFolder
-from offdiff.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from offdiff.loggers import CSVLogger
 from offdiff.planners.base import PlannerConfig
 from offdiff.planners.fit import PlannerFit, fit_planner
 from offdiff.planners.task import Task
 from offdiff.prepare import Prepared, prepare
 from offdiff.records import RECORD, RunRecord, read_record
 from offdiff.results import changed, code_version, plain, system
+from offdiff.tracking import Trackers
 from offdiff.video import record_video
 
 METRICS = "metrics.csv"
@@ -105,39 +106,43 @@ def _one_seed(run: _Run, fit: PlannerFit, seed: int) -> RunRecord:
     place = run.folder.seed(seed)
     if (place / RECORD).exists():
         return read_record(place / RECORD)
-    seconds = 0.0
-    if not (place / POLICY).exists():
-        started = time.perf_counter()
-        _train(run, fit, place, seed)
-        seconds = time.perf_counter() - started
-    (place / CHECKPOINT).unlink(missing_ok=True)
-    # Read back even when just trained: a resumed run must not differ from an unbroken one.
-    outcome, cost = _evaluate(run, place, seed)
-    record = _record(run, seed, outcome, {"train_seconds": seconds, **cost})
-    return run.folder.write(seed, record)
+    trained = (place / POLICY).exists()
+    if not trained and (place / CHECKPOINT).exists() and fit.optimiser is not None:
+        fit.load(place / CHECKPOINT, _identity(run, seed))
+    steps = run.config.updates if trained else fit.steps
+    with Trackers(run.config, run.folder, place, [seed], steps) as trackers:
+        seconds = 0.0
+        if not trained:
+            started = time.perf_counter()
+            _train(run, fit, place, seed, trackers)
+            seconds = time.perf_counter() - started
+        (place / CHECKPOINT).unlink(missing_ok=True)
+        # Read back even when just trained: a resumed run must not differ from an unbroken one.
+        outcome, cost = _evaluate(run, place, seed)
+        record = _record(run, seed, outcome, {"train_seconds": seconds, **cost})
+        record = run.folder.write(seed, record)
+        trackers.finish([record])
+    return record
 
 
-def _train(run: _Run, fit: PlannerFit, place: Path, seed: int) -> None:
+def _identity(run: _Run, seed: int) -> str:
+    return f"{run.folder.hash} seed {seed}"
+
+
+def _train(run: _Run, fit: PlannerFit, place: Path, seed: int, trackers: Trackers) -> None:
     config = run.config
-    checkpoint = place / CHECKPOINT
-    identity = f"{run.folder.hash} seed {seed}"
-    if checkpoint.exists() and fit.optimiser is not None:
-        fit.load(checkpoint, identity)
-    loggers: list[Logger] = [CSVLogger(place / METRICS, [seed], fit.steps)]
-    if config.tensorboard:
-        loggers.append(TensorBoardLogger(place, [seed]))
-    if config.wandb:
-        loggers.append(WandbLogger(place, [seed], plain(config)))
+    lines = CSVLogger(place / METRICS, [seed], fit.steps)
 
     def log(update: int, row: Mapping[str, float]) -> None:
-        for logger in loggers:
-            logger.log(update, [row])
+        lines.log(update, [row])
+        for tracker in trackers.each:
+            tracker.log(update, [row])
 
     try:
         module = fit_planner(
             fit,
-            checkpoint,
-            identity,
+            place / CHECKPOINT,
+            _identity(run, seed),
             log=log,
             log_every=config.log_every,
             checkpoint_seconds=config.checkpoint_seconds,
@@ -145,8 +150,7 @@ def _train(run: _Run, fit: PlannerFit, place: Path, seed: int) -> None:
             progress=run.progress,
         )
     finally:
-        for logger in loggers:
-            logger.close()
+        lines.close()
     save_planner(place / POLICY, module, config.name, run.planner, run.task)
 
 

@@ -22,13 +22,14 @@ from offdiff.data.places import cache_dir
 from offdiff.environments import make_simulator
 from offdiff.evaluate import Evaluation, evaluate
 from offdiff.folder import ROWS, RunFolder
-from offdiff.loggers import CSVLogger, Logger, ProgressBar, TensorBoardLogger, WandbLogger
+from offdiff.loggers import CSVLogger, ProgressBar
 from offdiff.planning import run_planner
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
 from offdiff.records import RunRecord
 from offdiff.results import changed, code_version, config_hash, plain, system
 from offdiff.synthesis import Synthesis, generations, start_synthesis
+from offdiff.tracking import Trackers
 from offdiff.training import Row, Schedule, Training, train
 from offdiff.video import record_video, require_encoder
 
@@ -88,11 +89,13 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         training.load(folder.path / CHECKPOINT, folder.hash)
         if synthesis is not None:
             synthesis.restore(training)
-    _train(config, prepared, training, folder, progress, synthesis)
-    context = _Context(
-        config, prepared, training, folder, identity, system(device, kernels), synthesis
-    )
-    records = [_finish(context, position, progress) for position in range(len(config.seeds))]
+    with Trackers(config, folder, folder.path, config.seeds, training.updates) as trackers:
+        _train(config, prepared, training, folder, progress, synthesis, trackers)
+        context = _Context(
+            config, prepared, training, folder, identity, system(device, kernels), synthesis
+        )
+        records = [_finish(context, position, progress) for position in range(len(config.seeds))]
+        trackers.finish(records)
     folder.clean()
     return records
 
@@ -133,6 +136,7 @@ def _train(
     folder: RunFolder,
     progress: bool,
     synthesis: Synthesis | None,
+    trackers: Trackers,
 ) -> None:
     def curve_point(update: int) -> list[Row]:
         # Other episodes at every point, or the curve would look smoother than it is.
@@ -147,25 +151,20 @@ def _train(
         checkpoint_seconds=config.checkpoint_seconds,
         generations=generations(config.augment, config.updates) if config.augment else (),
     )
-    loggers: list[Logger] = [CSVLogger(folder.path / "metrics.csv", config.seeds, training.updates)]
-    if config.tensorboard:
-        loggers.append(TensorBoardLogger(folder.path, config.seeds))
-    if config.wandb:
-        loggers.append(WandbLogger(folder.path, config.seeds, plain(config)))
+    lines = CSVLogger(folder.path / "metrics.csv", config.seeds, training.updates)
     try:
         with ProgressBar(config.updates, training.updates, progress) as bar:
             train(
                 training,
                 schedule,
                 evaluate=curve_point,
-                loggers=loggers,
+                loggers=[lines, *trackers.each],
                 progress=bar,
                 save=lambda: training.save(folder.path / CHECKPOINT, folder.hash),
                 generate=None if synthesis is None else partial(synthesis.generate, training),
             )
     finally:
-        for logger in loggers:
-            logger.close()
+        lines.close()
 
 
 def _evaluations(

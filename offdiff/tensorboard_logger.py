@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from offdiff.core.errors import MissingExtraError
+from offdiff.outcome import episode_table, final_numbers, flat
 from offdiff.records import RunRecord
 
 FOLDER = "tensorboard"
@@ -40,7 +41,7 @@ class TensorBoardLogger:
         update = records[0].updates
         scores: dict[str, float] = {}
         for record in records:
-            for name, value in record.final_scores.items():
+            for name, value in final_numbers(record).items():
                 scores[f"{name}/{record.seed}"] = value
         self._hyperparameters(scores)
         for name, value in scores.items():
@@ -81,18 +82,7 @@ class TensorBoardLogger:
         self._writer.add_image(name, pixels, update, dataformats="HWC")
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"algo": {"alpha": 1}} -> {"algo.alpha": 1}."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def _markdown(record: RunRecord) -> str:
-    columns, rows = record.episode_columns, record.episode_rows
+    columns, rows = episode_table(record)
     lines = [" | ".join(columns), " | ".join("---" for _ in columns)]
     return "\n".join([*lines, *(" | ".join(map(str, row)) for row in rows)])
