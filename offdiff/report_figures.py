@@ -1,5 +1,6 @@
 """Lines -> figures of the report, as Plotly's traces and layouts; the page colours them."""
 
+import math
 import statistics as stdlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -86,8 +87,8 @@ def _aggregates(compared: Sequence[tables.Comparison], draws: int) -> Iterator[F
                 "x": [row["iqm"]],
                 "y": [row["method"]],
                 "error_x": {"type": "data", "symmetric": False, "thickness": 2,
-                            "array": [row["iqm_high"] - row["iqm"]],
-                            "arrayminus": [row["iqm"] - row["iqm_low"]]},
+                            "array": [_or_zero(row["iqm_high"] - row["iqm"])],
+                            "arrayminus": [_or_zero(row["iqm"] - row["iqm_low"])]},
                 "marker": {"size": 11},
                 "showlegend": False,
             }
@@ -97,6 +98,10 @@ def _aggregates(compared: Sequence[tables.Comparison], draws: int) -> Iterator[F
         figure = _figure(f"Aggregate score: {comparison.family}", note, data, "IQM score", "")
         figure["layout"] |= {"height": 130 + 34 * len(rows)}
         yield figure
+
+
+def _or_zero(width: float) -> float:
+    return 0.0 if math.isnan(width) else width
 
 
 def _profiles(compared: Sequence[tables.Comparison]) -> Iterator[Figure]:

@@ -101,7 +101,7 @@ def page_of(
                 for one in compared if one.left_out]  # fmt: skip
         words = (
             "Over tasks that all methods of a comparison have; 95 % stratified bootstrap "
-            "intervals. The optimality gap is the mean shortfall from 100."
+            "intervals, none where there is one run per task. The optimality gap is the mean shortfall from 100."
             + (f" Left out for unequal numbers of runs: {' and '.join(left)}." if left else "")
         )
         sections.append(("Aggregates", words, aggregate_text(frames["-aggregates"])))
@@ -240,7 +240,7 @@ def _commit(record: RunRecord) -> str:
 
 def _estimated(row: Mapping[str, Any], name: str, digits: int) -> str:
     low, high = row[f"{name}_low"], row[f"{name}_high"]
-    return f"{row[name]:.{digits}f} {_range(low, high, digits)}"
+    return f"{row[name]:.{digits}f} {_range(low, high, digits)}".rstrip()
 
 
 def _range(low: float, high: float, digits: int) -> str:

@@ -185,7 +185,10 @@ def _by_method(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
 
 
 def aggregates(found: Sequence[Comparison], draws: int) -> "pandas.DataFrame":
-    """Mean, median, IQM and optimality gap with 95 % intervals, one row per method."""
+    """Mean, median, IQM and optimality gap, one row per method.
+
+    Their 95 % intervals are NaN where there is but one run per task.
+    """
 
     def rows() -> Iterator[dict[str, Any]]:
         for comparison in found:
@@ -194,7 +197,7 @@ def aggregates(found: Sequence[Comparison], draws: int) -> "pandas.DataFrame":
                 for name, estimate in statistics.aggregates(
                     values, random=np.random.default_rng(SEED), draws=draws
                 ).items():
-                    row |= _estimate(name, estimate)
+                    row |= _estimate(name, estimate, len(values))
                 yield row
 
     return frame(rows(), ["family", "tasks", "method"])
@@ -215,6 +218,7 @@ def improvements(
                 continue
             for method, values in comparison.scores.items():
                 if method != base:
+                    runs = min(len(values), len(comparison.scores[base]))
                     estimate = statistics.bootstrap(
                         statistics.probability_of_improvement,
                         values,
@@ -223,7 +227,7 @@ def improvements(
                         draws=min(draws, 2_000),
                     )
                     heading = _heading(comparison, method) | {"baseline": base}
-                    yield heading | _estimate("probability", estimate)
+                    yield heading | _estimate("probability", estimate, runs)
 
     if baseline and found and all(_baseline(one, baseline) is None for one in found):
         known = sorted({name for one in found for name in one.scores})
@@ -289,12 +293,10 @@ def _heading(comparison: Comparison, method: str) -> dict[str, Any]:
     return {"family": comparison.family, "tasks": tasks, "method": method}
 
 
-def _estimate(name: str, estimate: statistics.Estimate) -> dict[str, float]:
-    return {
-        name: float(estimate.value),
-        f"{name}_low": float(estimate.low),
-        f"{name}_high": float(estimate.high),
-    }
+def _estimate(name: str, estimate: statistics.Estimate, runs: int) -> dict[str, float]:
+    # From one run per task the bootstrap draws that run: an interval of no width, and no truth.
+    low, high = (estimate.low, estimate.high) if runs > 1 else (math.nan, math.nan)
+    return {name: float(estimate.value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def _mean(values: Iterable[float | None]) -> float:

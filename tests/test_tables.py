@@ -248,3 +248,12 @@ def test_the_repositorys_tables_come_from_its_records(
     committed = ROOT / "results" / "tables"
     assert {file: (committed / file).read_bytes() for file in made} == made
     assert f"{name}.md" in made
+
+
+def test_one_run_per_task_has_no_interval() -> None:
+    found = tables.comparisons(lines_of([one for one in grid_of_scores() if one.seed == 0]))
+    frame = tables.aggregates(found, draws=50)
+    assert frame["iqm"].notna().all()
+    assert frame["iqm_low"].isna().all()
+    (row,) = tables.improvements(found, None, draws=50).iloc
+    assert (row.probability, math.isnan(row.probability_low)) == (0.0, True)
