@@ -101,7 +101,8 @@ def page_of(
                 for one in compared if one.left_out]  # fmt: skip
         words = (
             "Over tasks that all methods of a comparison have; 95 % stratified bootstrap "
-            "intervals, none where there is one run per task. The optimality gap is the mean shortfall from 100."
+            "intervals, none where there is one run per task. The optimality gap is the mean "
+            "shortfall from 100."
             + (f" Left out for unequal numbers of runs: {' and '.join(left)}." if left else "")
         )
         sections.append(("Aggregates", words, aggregate_text(frames["-aggregates"])))

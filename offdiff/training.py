@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import DivergedError, InputError
 from offdiff.core.protocols import Learner, Replay
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.tensors import load_tensors, save_tensors
@@ -181,7 +181,7 @@ def _require_finite(rows: Sequence[Row], update: int) -> None:
     for position, row in enumerate(rows):
         for name, value in row.items():
             if not math.isfinite(value):
-                raise InputError(
+                raise DivergedError(
                     f"{name} of seed number {position} became {value} before update {update}; "
                     "lower the learning rates or check the rewards' scale (the last checkpoint "
                     "is from before)"

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import DivergedError, InputError
 from offdiff.core.seeding import derive_seed
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.episodes import Episodes
@@ -232,7 +232,7 @@ def _optimiser(module: PlannerModule, config: PlannerConfig) -> torch.optim.Adam
 def _require_finite(row: Mapping[str, float], step: int) -> None:
     for name, value in row.items():
         if not math.isfinite(value):
-            raise InputError(
+            raise DivergedError(
                 f"the planner's loss {name} became {value} before step {step}; lower its learning "
                 "rate (the last checkpoint is from before)"
             )

@@ -161,6 +161,8 @@ def wheel(source: Path) -> Path:
 def expected_files() -> set[str]:
     data = {"offdiff/py.typed", "offdiff/data/d4rl_scores.csv", "offdiff/data/hopper_sample.hdf5"}
     tables = {f"offdiff/algos/{path.name}" for path in (ROOT / "algos").glob("*.csv")}
+    for kind in ("grids/*.toml", "reference/*.csv", "report_page/*"):
+        data |= {str(path.relative_to(ROOT)) for path in (ROOT / "offdiff").glob(kind)}
     return data | tables | {str(path.relative_to(ROOT)) for path in MODULES.values()}
 
 

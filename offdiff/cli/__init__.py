@@ -20,6 +20,7 @@ COMMANDS = {
     "bench": ("offdiff.cli.bench", "run a grid: datasets x methods x seeds; killed, it goes on"),
     "bench status": ("offdiff.cli.bench", "say what of a grid is finished, begun, failed, missing"),
     "bench planners": ("offdiff.cli.bench_planners", "time planners against one another"),
+    "search": ("offdiff.cli.search", "search hyperparameters on tuning seeds, report on others"),
     "export": ("offdiff.cli.export", "write a run's policy as ONNX or TorchScript, checked"),
     "data list": ("offdiff.cli.data", "list known datasets"),
     "data info": ("offdiff.cli.data", "describe and check one dataset"),

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class DivergedError(InputError):
+    """Training met infinite numbers or NaN: these hyperparameters do not work on this data."""
+
+
 class MissingExtraError(InputError):
     """An optional package is not installed."""
 

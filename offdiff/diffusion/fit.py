@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import DivergedError, InputError
 from offdiff.core.seeding import derive_seed
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.codec import Codec
@@ -246,7 +246,7 @@ def _optimiser(denoiser: Denoiser, config: ModelConfig) -> torch.optim.AdamW:
 
 def _require_finite(loss: Tensor, step: int) -> None:
     if not math.isfinite(float(loss)):
-        raise InputError(
+        raise DivergedError(
             f"the world model's loss became {float(loss)} before step {step}; lower its "
             "learning rate (the last checkpoint is from before)"
         )
