@@ -63,6 +63,9 @@ def test_an_installed_planner_runs_is_recorded_and_loaded_again(
     rows = (path.parent / "metrics.csv").read_text().splitlines()
     assert rows[0] == "update,seed,plan,held_plan"
     assert float(rows[-1].split(",")[2]) < float(rows[1].split(",")[2])
+    run_offdiff(tmp_path, "table", path=str(site))
+    page = (tmp_path / "results" / "tables" / "scores.md").read_text()
+    assert "| toy | direct (horizon=4 width=32) | 40 |" in page
 
 
 def test_a_planner_needs_no_installation(

@@ -45,6 +45,8 @@ class TableOptions:
     """Beginning of a method's name, e.g. `td3bc`; default: the method with the highest mean."""
     cards: Path | None = None
     """Also write a card of every line into this folder: data, training, evaluation, limits."""
+    wandb: bool = False
+    """Also log the scores and the files to Weights & Biases, as one run."""
     draws: int = 50_000
     """Bootstrap samples of every interval."""
 
@@ -55,7 +57,8 @@ class TableOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, computes, prints; the exit code."""
-    options = tyro.cli(TableOptions, args=args, prog="offdiff table")
+    flags = (tyro.conf.FlagCreatePairsOff,)
+    options = tyro.cli(TableOptions, args=args, prog="offdiff table", config=flags)
     from offdiff.records import read_records
     from offdiff.table_pages import write_tables
 
@@ -69,8 +72,9 @@ def main(command: str, args: list[str]) -> int:
             f"there is no record in {', '.join(map(str, places))}; make some with `offdiff run` or "
             "`offdiff bench`, or name another folder"
         )
+    name = options.name or name or "scores"
     paths = write_tables(
-        options.name or name or "scores",
+        name,
         lines,
         found.refused,
         options.out,
@@ -82,6 +86,11 @@ def main(command: str, args: list[str]) -> int:
         from offdiff.cards import write_cards
 
         paths += write_cards(lines, options.cards)
+    if options.wandb:
+        from offdiff import tables
+        from offdiff.wandb_logger import log_tables
+
+        log_tables({"scores": tables.scores(lines)}, name=name, folder=options.out, files=paths)
     _print(lines)
     for path in paths:
         print(path)
