@@ -58,7 +58,7 @@ class Cell:
         words += ["--augment", self.augment] if self.augment != "none" else []
         words += ["--seeds", *map(str, seeds)]
         for name, value in self.options.items():
-            words += _flag(name, value)
+            words += flag(name, value)
         return words
 
     def __str__(self) -> str:
@@ -158,7 +158,7 @@ def _cells(block: Mapping[str, Any]) -> Iterator[Cell]:
         )
 
 
-def _flag(name: str, value: Option) -> list[str]:
+def flag(name: str, value: Option) -> list[str]:
     """An option as the command line takes it."""
     part, _, field = name.replace("_", "-").rpartition(".")
     prefix = f"{part}." if part else ""

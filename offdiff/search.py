@@ -6,16 +6,15 @@ A trial is an ordinary run with its record. Its hyperparameters depend on the sa
 number and the scores before it alone, so that a search that was killed goes on to the same trials.
 """
 
-import hashlib
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from offdiff.config import RunConfig
-from offdiff.core.errors import DivergedError, InputError, MissingExtraError
+from offdiff.core.errors import DivergedError, InputError
 from offdiff.core.files import write_text
 from offdiff.data.load import load_dataset
 from offdiff.folder import IDENTITY, RunFolder
@@ -23,12 +22,8 @@ from offdiff.records import RunRecord
 from offdiff.results import config_hash, plain
 from offdiff.run import run
 from offdiff.search_space import Parameter, Value, apply, grid
+from offdiff.search_study import Trials
 
-if TYPE_CHECKING:
-    import optuna
-
-JOURNAL = "journal.log"
-"""Optuna's storage of the finished trials: `optuna-dashboard` reads it."""
 SUMMARY = "search.json"
 
 Run = Callable[[RunConfig], list[RunRecord]]
@@ -45,6 +40,8 @@ class Trial:
     """Mean over the tuning seeds; None if training diverged."""
     scores: list[float]
     """Of every tuning seed."""
+    unit: str
+    """Of the scores: "score" (D4RL's), "return" for data without its constants, or empty."""
     online_episodes: int
     """Episodes that were played for this trial; none if an earlier one had the same values."""
     run: str
@@ -108,13 +105,17 @@ class Search:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Found:
     """What came of a search."""
 
-    unit: str
-    """Of the scores: "score" (D4RL's), or "return" for data without its constants."""
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[Trial]
+    """In the order of their numbers."""
+
+    @property
+    def unit(self) -> str:
+        """Of the scores."""
+        return next((trial.unit for trial in self.trials if trial.unit), "score")
 
     @property
     def best(self) -> Trial | None:
@@ -169,17 +170,17 @@ def search(
 def _search(
     wanted: Search, dataset: str, digest: str, carry_out: Run, tell: Callable[[Trial], None]
 ) -> Found:
-    study = _open(wanted, digest)
-    found = Found(
-        unit=study.user_attrs.get("unit", "score"),
-        trials=[Trial(**one.user_attrs["trial"]) for one in study.get_trials(deepcopy=False)],
-    )
+    kept = Trials(wanted.folder, _protocol(wanted) | {"identity": wanted.of({}).identity(digest)})
+    found = Found([Trial(**one) for one in kept.finished()])
     for trial in found.trials:
         tell(trial)
     combinations = list(grid(wanted.space)) if wanted.sampler == "grid" else []
     total = min(wanted.trials, len(combinations)) if combinations else wanted.trials
     for number in range(len(found.trials), total):
-        values = combinations[number] if combinations else _propose(wanted, study, number)
+        if combinations:
+            values = combinations[number]
+        else:
+            values = kept.propose(wanted.space, wanted.sampler_seed, number)
         config = wanted.of(values)
         hash_ = config_hash(config.identity(digest))
         folder = RunFolder(wanted.runs, dataset, config.method, config.seeds, hash_)
@@ -187,10 +188,8 @@ def _search(
         if same is not None:
             trial = replace(same, number=number, online_episodes=0)
         else:
-            trial, unit = _carry_out(number, values, config, folder, carry_out)
-            found = replace(found, unit=unit or found.unit)
-            study.set_user_attr("unit", found.unit)
-        _keep(wanted, study, trial)
+            trial = _carry_out(number, values, config, folder, carry_out)
+        kept.keep(wanted.space, values, trial.score, asdict(trial))
         found.trials.append(trial)
         _write(wanted, found)
         tell(trial)
@@ -204,108 +203,26 @@ def _run(config: RunConfig) -> list[RunRecord]:
 
 def _carry_out(
     number: int, values: dict[str, Value], config: RunConfig, folder: RunFolder, carry_out: Run
-) -> tuple[Trial, str]:
-    """A trial and the unit of its score, empty without one."""
+) -> Trial:
     begun = (folder.path / IDENTITY).exists()
     name = "/".join(folder.path.parts[-3:])
     try:
         records = carry_out(replace(config, resume=begun))
     except DivergedError as error:
-        trial = Trial(number=number, values=values, score=None, scores=[], online_episodes=0,
-                      run=name, reason=str(error))  # fmt: skip
-        return trial, ""
+        return Trial(number=number, values=values, score=None, scores=[], unit="",
+                     online_episodes=0, run=name, reason=str(error))  # fmt: skip
     unit = "score" if all("score_mean" in record.eval for record in records) else "return"
     key = "score_mean" if unit == "score" else "mean"
     scores = [float(record.eval[key]) for record in records]
-    trial = Trial(
+    return Trial(
         number=number,
         values=values,
         score=sum(scores) / len(scores),
         scores=scores,
+        unit=unit,
         online_episodes=sum(int(record.eval["n_episodes"]) for record in records),
         run=name,
     )
-    return trial, unit
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("offdiff search", "search") from error
-    # It would say of every trial what the progress bar shows.
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna
-
-
-def _open(wanted: Search, digest: str) -> "optuna.Study":
-    """The study that holds the finished trials. Raises InputError if it is of another search."""
-    optuna = _optuna()
-    backend = optuna.storages.journal.JournalFileBackend(str(wanted.folder / JOURNAL))
-    study: optuna.Study = optuna.create_study(
-        storage=optuna.storages.JournalStorage(backend),
-        study_name=wanted.folder.name,
-        direction="maximize",
-        load_if_exists=True,
-    )
-    protocol = _protocol(wanted) | {"identity": wanted.of({}).identity(digest)}
-    kept = study.user_attrs.get("protocol")
-    if kept is None:
-        study.set_user_attr("protocol", protocol)
-    elif kept != json.loads(json.dumps(protocol)):
-        differing = [
-            name for name, value in _flat(protocol).items() if _flat(kept).get(name) != value
-        ]
-        raise InputError(
-            f"{wanted.folder} holds a search with other {', '.join(differing) or 'settings'}; "
-            "repeat its options, or give another --name"
-        )
-    return study
-
-
-def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    inner = values["identity"]
-    flat = {**values, **inner, **inner["hyperparameters"], "identity": 0, "hyperparameters": 0}
-    return dict(json.loads(json.dumps(flat)))
-
-
-def _propose(wanted: Search, study: "optuna.Study", number: int) -> dict[str, Value]:
-    """The values of a trial: they depend on its number and the finished trials alone."""
-    optuna = _optuna()
-    digest = hashlib.sha256(f"{wanted.sampler_seed} trial {number}".encode()).digest()
-    sampler = optuna.samplers.TPESampler(seed=int.from_bytes(digest[:4], "big"))
-    # Asked in memory: a trial that was asked for and killed would stay in the storage as running.
-    apart = optuna.create_study(direction="maximize", sampler=sampler)
-    apart.add_trials(study.get_trials(deepcopy=False))
-    asked = apart.ask(_distributions(wanted.space))
-    return {parameter.name: asked.params[parameter.name] for parameter in wanted.space}
-
-
-def _keep(wanted: Search, study: "optuna.Study", trial: Trial) -> None:
-    """Stores a finished trial: one line of the journal."""
-    optuna = _optuna()
-    states = optuna.trial.TrialState
-    study.add_trial(
-        optuna.trial.create_trial(
-            state=states.FAIL if trial.score is None else states.COMPLETE,
-            value=trial.score,
-            params=trial.values,
-            distributions=_distributions(wanted.space),
-            user_attrs={"trial": asdict(trial)},
-        )
-    )
-
-
-def _distributions(space: Sequence[Parameter]) -> dict[str, Any]:
-    kinds = _optuna().distributions
-    found: dict[str, Any] = {}
-    for parameter in space:
-        if parameter.choices:
-            found[parameter.name] = kinds.CategoricalDistribution(parameter.choices)
-        else:
-            kind = kinds.IntDistribution if parameter.whole else kinds.FloatDistribution
-            found[parameter.name] = kind(parameter.low, parameter.high, log=parameter.log)
-    return found
 
 
 def _protocol(wanted: Search) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from offdiff.config import RunConfig
 from offdiff.core.errors import InputError, unknown_name
+from offdiff.grid import flag
 
 Value = bool | int | float | str
 PARTS = ("algo", "planner", "augment")
@@ -108,14 +109,7 @@ def apply(config: RunConfig, values: Mapping[str, Value]) -> RunConfig:
 
 def options(values: Mapping[str, Value]) -> list[str]:
     """The values as `offdiff run` takes them."""
-    words = []
-    for name, value in values.items():
-        part, _, field = name.replace("_", "-").rpartition(".")
-        if isinstance(value, bool):
-            words.append(f"--{part}.{field if value else f'no-{field}'}")
-        else:
-            words += [f"--{part}.{field}", str(value)]
-    return words
+    return [word for name, value in values.items() for word in flag(name, value)]
 
 
 def _replaced(config: Any, fields: Mapping[str, Value]) -> Any:

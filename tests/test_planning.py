@@ -126,7 +126,7 @@ def test_planners_and_policies_are_not_mistaken_for_each_other(
         (("--planner", "veterans"), "unknown planner 'veterans'; did you mean 'veteran'"),
         (("--planner", "veteran", "--algo", "iql"), "neither --algo nor --published"),
         (("--planner", "veteran", "--augment", "unguided"), "augment is for learners"),
-        (("--planner", "offdiff.results:RunRecord"), "RunRecord is no planner config"),
+        (("--planner", "offdiff.records:RunRecord"), "RunRecord is no planner config"),
     ],
 )
 def test_refusals(

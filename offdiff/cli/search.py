@@ -26,7 +26,7 @@ RESERVED = {
 
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """Search hyperparameters: trials on tuning seeds, then the command that reports the best.
+    r"""Search hyperparameters: trials on tuning seeds, then the command that reports the best.
 
     Every further option is one of `offdiff run` and holds for all trials: --algo, --planner,
     --dataset, --updates, --final-episodes, --algo.hidden, ...
@@ -39,7 +39,7 @@ class SearchOptions:
     Examples:
       offdiff search --algo iql --trials 20
       offdiff search --algo td3bc --dataset hopper-medium-v2 --sampler grid
-      offdiff search --algo iql --space "algo.expectile=0.5:0.9" \\
+      offdiff search --algo iql --space "algo.expectile=0.5:0.9" \
           "algo.inverse_temperature=0.5,3,10" "algo.learning_rate=1e-4:1e-3:log"
       offdiff search --algo cql --space mine.toml --updates 50000 --final-episodes 50
       offdiff search --planner diffuser --space "planner.candidates=1,8,32"
