@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import json
 import math
 import mimetypes
@@ -14,7 +15,8 @@ from offdiff import tables
 from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.files import write_text
 from offdiff.lines import Line
-from offdiff.records import UNSEALED, Records, RunRecord
+from offdiff.publishable import publishable
+from offdiff.records import UNSEALED, Failure, Records, RunRecord
 from offdiff.report_figures import figures, method_names
 
 PARTS = files("offdiff") / "report_page"
@@ -56,9 +58,9 @@ def write_report(
     page takes in; those beyond are named, not shown. Raises InputError if there is nothing to show
     or `out` cannot be written, MissingExtraError without the extra `report`.
     """
-    if not any(line.runs for line in lines):
+    if not lines:
         raise InputError(
-            "there are no finished runs to report; make some with `offdiff run` or `offdiff bench`"
+            "there are no runs to report; make some with `offdiff run` or `offdiff bench`"
         )
     try:
         import jinja2
@@ -66,13 +68,15 @@ def write_report(
     except ImportError as error:
         raise MissingExtraError("a report", "report") from error
     drawn = figures(lines, draws)
-    rows = [row_of(line, number) for number, line in enumerate(lines)]
+    rows = [row_of(line, number, _span(line, lines)) for number, line in enumerate(lines)]
+    plotly, script = get_plotlyjs(), _part("page.js")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(_part("page.html")).render(
         title=title,
         style=_part("style.css"),
-        script=_part("page.js"),
-        plotly=get_plotlyjs(),
+        policy=_policy(plotly, script),
+        script=script,
+        plotly=plotly,
         rows=rows,
         columns=COLUMNS + PUBLISHED * any(row["published"] for row in rows),
         families=sorted({line.family for line in lines}),
@@ -81,8 +85,12 @@ def write_report(
         figures=drawn,
         media=list(_media(lines, places, megabytes * 1e6)),
         counts=counts(lines, found),
-        refused=[_public(reason) for reason in found.refused],
-        failures=[failure for failure in found.failed if _concerns(lines, failure.dataset)],
+        refused=[_from_runs(reason) for reason in found.refused],
+        failures=[
+            publishable(dataclasses.asdict(failure))
+            for failure in found.failed
+            if any(_failed(line, failure) for line in lines)
+        ],
         data=_json(
             {
                 "methods": method_names(lines),
@@ -95,10 +103,12 @@ def write_report(
     return len(text.encode())
 
 
-def row_of(line: Line, number: int) -> dict[str, Any]:
-    """A row of the table of scores: what is shown, and the numbers that it is sorted by."""
+def row_of(line: Line, number: int, span: tuple[float, float]) -> dict[str, Any]:
+    """A row of the table of scores: what is shown, and the numbers that it is sorted by.
+
+    span: what the strip beside the score reaches from and to.
+    """
     cells = tables.score_row(line)
-    span = _span(line)
     return cells | {
         "number": number,
         "label": line.method.name,
@@ -123,15 +133,15 @@ def counts(line_list: Sequence[Line], found: Records) -> dict[str, int]:
 
 
 def provenance(run: RunRecord) -> dict[str, Any]:
-    """Everything that a click on a row shows of one run."""
+    """Everything that a click on a row shows of one run, without the folders of a machine."""
     outcome = run.eval
-    return {
+    shown = {
         "run_id": run.run_id,
         "seed": run.seed,
         "command": run.code.get("command", ""),
         "facts": {
-            "commit": str(run.code.get("git_commit")) + (" + changes" * bool(run.code["dirty"])),
-            "data": f"{run.dataset}, SHA-256 {run.data['file_sha256']}",
+            "commit": str(run.code.get("git_commit")) + " + changes" * bool(run.code.get("dirty")),
+            "data": f"{run.dataset}, SHA-256 {run.data.get('file_sha256')}",
             "environment": str(outcome.get("env_id")),
             "fidelity": str(outcome.get("fidelity")),
             "simulator": str(outcome.get("simulator_version")),
@@ -147,11 +157,16 @@ def provenance(run: RunRecord) -> dict[str, Any]:
         "config": run.config,
         "cost": run.cost,
     }
+    published: dict[str, Any] = publishable(shown)
+    return published
 
 
-def _span(line: Line) -> tuple[float, float]:
-    """What the strip beside a score reaches from and to."""
-    return (0.0, 120.0) if line.unit == "score" else (0.0, max([*line.values, 1.0]) * 1.1)
+def _span(line: Line, lines: Sequence[Line]) -> tuple[float, float]:
+    """One axis for all strips of scores, and one for all returns on a dataset."""
+    if line.unit == "score":
+        return 0.0, 120.0
+    same = [value for one in lines if one.dataset == line.dataset for value in one.values]
+    return min([0.0, *same]), max([1.0, *same]) * 1.1
 
 
 def _place(value: float, span: tuple[float, float]) -> float:
@@ -170,8 +185,10 @@ def _bar(cells: dict[str, Any], span: tuple[float, float]) -> tuple[float, float
 def _media(lines: Sequence[Line], places: Sequence[Path], budget: float) -> Iterator[Medium]:
     for line in lines:
         for run in line.runs:
-            roots = [place for place in places if _within(place, run.run_id)]
-            for folder in [root / part for root in roots for part in _folders(run, line)]:
+            own = next((found for place in places if (found := _folder(place, run.run_id))), None)
+            # With the first seed, what lies in the run's folder: it is of all seeds.
+            folders = [own, own.parent] if run is line.runs[0] and own else [own] if own else []
+            for folder in folders:
                 for path in sorted(path for kind in MEDIA for path in folder.glob(kind)):
                     size = path.stat().st_size
                     source = ""
@@ -184,24 +201,34 @@ def _media(lines: Sequence[Line], places: Sequence[Path], budget: float) -> Iter
                     yield Medium(title, path.suffix == ".mp4", source, f"{run.run_id}/{path.name}")
 
 
-def _within(place: Path, run_id: str) -> bool:
-    """Whether the run's folder is there, and where it says: a record may come from anywhere."""
-    folder = (place / run_id).resolve()
-    return folder.is_dir() and folder.parent.is_relative_to(place.resolve())
+def _folder(place: Path, run_id: str) -> Path | None:
+    """The run's folder below a place, which may be a folder of one dataset or method, too."""
+    parts = Path(run_id).parts
+    for skipped in range(len(parts)):
+        folder = place.joinpath(*parts[skipped:]).resolve()
+        # A record may come from anywhere: what it names must not lead out of the place.
+        if folder.is_dir() and folder.parent.is_relative_to(place.resolve()):
+            return folder
+    return None
 
 
-def _folders(run: RunRecord, line: Line) -> list[Path]:
-    """The seed's folder, and with the first seed that of the run."""
-    own = Path(run.run_id)
-    return [own, own.parent] if run is line.runs[0] else [own]
+def _failed(line: Line, failure: Failure) -> bool:
+    method = (line.method.name, line.method.updates)
+    return (line.dataset, *method) == (failure.dataset, failure.method, failure.updates)
 
 
-def _concerns(lines: Sequence[Line], dataset: str) -> bool:
-    return any(line.dataset == dataset for line in lines)
+def _policy(*scripts: str) -> str:
+    """Content security policy: these scripts run and no other, and nothing is fetched."""
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
-def _public(reason: str) -> str:
-    """Without the folders of this machine: a page may be published."""
+def _from_runs(reason: str) -> str:
+    """A reason that begins with a file, which is named from the dataset on."""
     head, *words = reason.split(" ")
     return " ".join(["/".join(Path(head).parts[-5:]), *words])
 

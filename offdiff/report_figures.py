@@ -38,7 +38,7 @@ def method_names(lines: Sequence[Line]) -> list[str]:
 
 
 def _curves(lines: Sequence[Line]) -> Iterator[Figure]:
-    """Learning curves per dataset: mean over seeds, and the range from lowest to highest."""
+    """Learning curves per dataset: mean over seeds and its 95 % interval by Student's t."""
     for dataset in sorted({line.dataset for line in lines}):
         chosen = [line for line in lines if line.dataset == dataset and _curve(line)]
         if not chosen:
@@ -47,18 +47,21 @@ def _curves(lines: Sequence[Line]) -> Iterator[Figure]:
         for line in chosen:
             points = _curve(line)
             updates = sorted(points)
-            low, high = ([f(points[u]) for u in updates] for f in (min, max))
             label = _short(line)
             mean = [stdlib.mean(points[u]) for u in updates]
-            if any(len(points[u]) > 1 for u in updates):
+            spread = [u for u in updates if len(points[u]) > 1]
+            if spread:
+                low, high = map(
+                    list, zip(*(tables.interval(points[u]) for u in spread), strict=True)
+                )
                 data.append(
-                    _trace(line, updates + updates[::-1], high + low[::-1], mode="lines",
+                    _trace(line, spread + spread[::-1], high + low[::-1], mode="lines",
                            fill="toself", line={"width": 0}, opacity=0.18, showlegend=False,
                            hoverinfo="skip", legendgroup=label)
                 )  # fmt: skip
             data.append(_trace(line, updates, mean, name=label, mode="lines+markers",
                                legendgroup=label))  # fmt: skip
-        note = "Few episodes per point, from the learning curve; the final evaluation is the table."
+        note = "Mean and 95 % interval over seeds, few episodes per point: the table has the final ones."
         yield _figure(f"Learning curves: {dataset}", note, data, "updates", chosen[0].unit)
 
 
@@ -96,7 +99,7 @@ def _aggregates(compared: Sequence[tables.Comparison], draws: int) -> Iterator[F
         ]  # fmt: skip
         note = f"Interquartile mean, 95 % stratified bootstrap interval; over {_tasks(comparison)}."
         figure = _figure(f"Aggregate score: {comparison.family}", note, data, "IQM score", "")
-        figure["layout"] |= {"height": 130 + 34 * len(rows)}
+        figure["layout"] |= {"height": 150 + 34 * len(rows)}
         yield figure
 
 

@@ -57,11 +57,11 @@
   const axis = (given) => ({
     ...given, automargin: true, gridcolor: css("--line"), zerolinecolor: css("--line"), linecolor: css("--line"),
   });
-  const layout = (given) => ({
-    margin: { l: 58, r: 12, t: 12, b: 48 }, height: 380, autosize: true,
+  const layout = (given, legend) => ({
+    margin: { l: 58, r: 12, t: 12, b: 56 + legend }, height: 340 + legend, autosize: true,
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: css("--ink") },
-    legend: { orientation: "h", y: -0.28, yanchor: "top" }, hoverlabel: { namelength: -1 },
+    legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom" }, hoverlabel: { namelength: -1 },
     ...given, xaxis: axis(given.xaxis), yaxis: axis(given.yaxis),
   });
   const coloured = (trace) => {
@@ -74,7 +74,9 @@
   const drawn = new Map();
   const draw = (element, figure) => {
     drawn.set(element, figure);
-    Plotly.react(element, figure.data.map(coloured), layout(figure.layout),
+    const named = figure.data.filter((trace) => trace.name && trace.showlegend !== false).length;
+    const rows = named > 1 ? Math.ceil(named / (element.clientWidth < 500 ? 1 : 2)) : 0;
+    Plotly.react(element, figure.data.map(coloured), layout(figure.layout, 22 * rows),
       { responsive: true, displayModeBar: false });
   };
   const watcher = new IntersectionObserver((entries) => {
@@ -98,14 +100,19 @@
     if (parent) parent.append(element);
     return element;
   };
-  const describe = (run) => {
+  const describe = (run, method) => {
     make("h3", `Seed ${run.seed}`, inside);
-    make("pre", run.command, inside);
+    const command = make("pre", run.command, inside);
     const copy = make("button", "Copy command", inside);
     copy.type = "button";
     copy.addEventListener("click", async () => {
-      await navigator.clipboard.writeText(run.command);
-      copy.textContent = "Copied";
+      try {
+        await navigator.clipboard.writeText(run.command);
+        copy.textContent = "Copied";
+      } catch { // the browser does not allow it: the text is ready for the keyboard
+        getSelection().selectAllChildren(command);
+        copy.textContent = "Press Ctrl+C";
+      }
     });
     const facts = make("dl", undefined, inside);
     for (const [name, fact] of Object.entries({ run: run.run_id, ...run.facts })) {
@@ -116,7 +123,7 @@
       const plot = make("div", undefined, inside);
       plot.className = "plot";
       draw(plot, {
-        data: [{ type: "histogram", x: run.values, nbinsx: 30, meta: data.methods[0], opacity: 0.8 }],
+        data: [{ type: "histogram", x: run.values, nbinsx: 30, meta: method, opacity: 0.8 }],
         layout: {
           height: 180, xaxis: { title: { text: `${run.unit} of an episode` } },
           yaxis: { title: { text: "episodes" } }, bargap: 0.05,
@@ -134,7 +141,7 @@
     dialog.showModal();
     const runs = data.lines[row.dataset.line];
     if (!runs.length) make("p", "No run has finished.", inside);
-    runs.forEach(describe);
+    runs.forEach((run) => describe(run, row.dataset.method));
   };
   body.addEventListener("click", (event) => open(event.target.closest("tr")));
   body.addEventListener("keydown", (event) => {
