@@ -13,6 +13,7 @@ from typing import Any
 from offdiff import tables
 from offdiff.core.files import write_text
 from offdiff.lines import Line
+from offdiff.publishable import publishable
 from offdiff.records import UNSEALED, RunRecord
 
 
@@ -51,7 +52,8 @@ def card(line: Line) -> str:
         "\n".join(f"    {command}" for command in _commands(line)),
         "Records: " + ", ".join(f"`{run.run_id}` ({run.digest[:12]})" for run in line.runs) + ".",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text: str = publishable("\n\n".join(part for part in parts if part) + "\n")
+    return text
 
 
 def limits(line: Line) -> Iterator[str]:

@@ -61,7 +61,7 @@ def _curves(lines: Sequence[Line]) -> Iterator[Figure]:
                 )  # fmt: skip
             data.append(_trace(line, updates, mean, name=label, mode="lines+markers",
                                legendgroup=label))  # fmt: skip
-        note = "Mean and 95 % interval over seeds, few episodes per point: the table has the final ones."
+        note = "Mean and 95 % interval over seeds; few episodes per point, unlike in the table."
         yield _figure(f"Learning curves: {dataset}", note, data, "updates", chosen[0].unit)
 
 
