@@ -22,7 +22,7 @@ from offdiff.planners.fit import PlannerFit, fit_planner
 from offdiff.planners.task import Task
 from offdiff.prepare import Prepared, prepare
 from offdiff.records import RECORD, RunRecord, read_record
-from offdiff.results import changed, code_version, plain, system
+from offdiff.results import changed, code_version, peak_memory_mb, plain, system
 from offdiff.tracking import Trackers
 from offdiff.video import record_video
 
@@ -217,6 +217,7 @@ def _record(run: _Run, seed: int, outcome: dict[str, Any], cost: dict[str, Any])
             **cost,
             "updates_per_second": config.updates / seconds if seconds else 0.0,
             "replicas_in_process": 1,
+            "peak_memory_mb": peak_memory_mb(run.device),
         },
     )
 

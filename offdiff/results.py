@@ -74,6 +74,16 @@ def system(device: torch.device, kernels: str) -> dict[str, Any]:
     }
 
 
+def peak_memory_mb(device: torch.device) -> float:
+    """Most memory so far, in megabytes: what torch held on a GPU, else all of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    import resource  # not on Windows
+
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes * (1.024e-3 if sys.platform != "darwin" else 1e-6)
+
+
 def _cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     if info.exists():

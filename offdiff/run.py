@@ -27,7 +27,7 @@ from offdiff.planning import run_planner
 from offdiff.policy import DeployedPolicy
 from offdiff.prepare import Prepared, open_replay, prepare
 from offdiff.records import RunRecord
-from offdiff.results import changed, code_version, config_hash, plain, system
+from offdiff.results import changed, code_version, config_hash, peak_memory_mb, plain, system
 from offdiff.synthesis import Synthesis, generations, start_synthesis
 from offdiff.tracking import Trackers
 from offdiff.training import Row, Schedule, Training, train
@@ -250,6 +250,7 @@ def _finish(context: _Context, position: int, progress: bool) -> RunRecord:
             "updates_per_second": config.updates / training.seconds,
             "eval_seconds": time.perf_counter() - started,
             "replicas_in_process": len(config.seeds),
+            "peak_memory_mb": peak_memory_mb(policy.obs_mean.device),
         }
         | ({"generation_seconds": training.generation_seconds} if context.synthesis else {}),
         augment=context.synthesis.record(config.seeds[position]) if context.synthesis else {},

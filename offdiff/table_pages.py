@@ -171,11 +171,14 @@ def score_text(frame: "DataFrame") -> Text:
                 "calls": _number(row["calls"], 0),
                 "ms": _number(row["decision_ms"], 1),
                 "training": "" if _nan(row["train_seconds"]) else f"{row['train_seconds']:.0f} s",
+                "memory": "" if _nan(row["memory_mb"]) else f"{row['memory_mb']:,.0f} MB",
                 "published": row["published"],
             }
         )
-    order = ["dataset", "method", "updates", "score", "return", "95 %", "seeds", "behaviour",
-             "success", "runs", "episodes", "calls", "ms", "training", "published"]  # fmt: skip
+    order = (
+        *("dataset", "method", "updates", "score", "return", "95 %", "seeds", "behaviour"),
+        *("success", "runs", "episodes", "calls", "ms", "training", "memory", "published"),
+    )
     used = [name for name in order if any(row.get(name) for row in rows)]
     return [used, *([row.get(name) or "-" for name in used] for row in rows)]
 

@@ -100,6 +100,7 @@ def score_row(line: Line) -> dict[str, Any]:
         "calls": _mean(one.get("calls_per_decision") for one in cost),
         "decision_ms": 1e3 * _mean(one.get("decision_seconds") for one in cost),
         "train_seconds": _mean(one["train_seconds"] for one in cost),
+        "memory_mb": _mean(one.get("peak_memory_mb") for one in cost),
         "published": "; ".join(map(str, reference.published(line.method.name, line.dataset))),
     }
 

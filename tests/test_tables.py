@@ -38,7 +38,7 @@ def record(
                  "mean": mean, "success": None, "scores": scores, "score_mean": mean},
         "curve": [],
         "system": {"cpu": "c", "device": "cpu"},
-        "cost": {"train_seconds": 2.0},
+        "cost": {"train_seconds": 2.0, "peak_memory_mb": 512.4},
     }  # fmt: skip
     return RunRecord(run_id=f"{dataset}/{method}/{updates}/{seed}", **(values | changes))
 
@@ -61,6 +61,8 @@ def test_mean_spread_interval_and_cost() -> None:
     # t = 12.7062 at one degree of freedom: 12.7062 * sqrt(200) / sqrt(2) = 127.062
     assert (row.low, row.high) == pytest.approx((20 - 127.062, 20 + 127.062))
     assert (row.family, row.unit, row.train_seconds) == ("locomotion", "score", 2.0)
+    head, *rows = score_text(frame)
+    assert rows[0][head.index("memory")] == "512 MB"
 
 
 def test_the_interval_of_a_single_run_is_over_its_episodes() -> None:
