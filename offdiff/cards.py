@@ -5,6 +5,7 @@ and Gebru et al. 2021, datasheets).
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from offdiff import tables
 from offdiff.core.files import write_text
 from offdiff.lines import Line
+from offdiff.markdown import markdown_table
 from offdiff.publishable import publishable
 from offdiff.records import UNSEALED, RunRecord
 
@@ -136,6 +138,7 @@ def _evaluation(line: Line) -> dict[str, str]:
     outcome = line.runs[0].eval
     if not outcome:
         return {"environment": "none"}
+    success = tables.score_row(line)["success"]
     facts = {
         "environment": f"{outcome['env_id']}, {outcome['simulator_version']}",
         "fidelity": outcome.get("fidelity"),
@@ -144,7 +147,7 @@ def _evaluation(line: Line) -> dict[str, str]:
         "checkpoint": outcome.get("checkpoint", "last"),
         "actions": outcome.get("action_mode"),
         "constants": outcome.get("constants_source", "none"),
-        "success": f"{statistics.mean(outcome['success']):.0%}" if outcome.get("success") else "",
+        "success": "" if math.isnan(success) else f"{success:.0%}",
     }
     return {name: str(fact) for name, fact in facts.items() if fact}
 
@@ -159,7 +162,7 @@ def _scores(line: Line) -> str:
         cuts = statistics.quantiles(several, method="inclusive")
         numbers = [statistics.mean(episodes), min(episodes), *cuts, max(episodes)]
         rows.append([str(run.seed), *(f"{number:.1f}" for number in numbers)])
-    return tables.markdown(rows) if len(rows) > 1 else ""
+    return markdown_table(rows) if len(rows) > 1 else ""
 
 
 def _synthetic(line: Line) -> dict[str, str]:
@@ -193,7 +196,7 @@ def _spread(values: dict[str, Any], mean: str, std: str) -> str:
 
 
 def _table(facts: dict[str, str]) -> str:
-    return tables.markdown([["", ""], *([name, fact] for name, fact in facts.items())])
+    return markdown_table([["", ""], *([name, fact] for name, fact in facts.items())])
 
 
 def _slug(name: str) -> str:

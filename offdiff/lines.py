@@ -48,7 +48,8 @@ class Line:
     @property
     def unit(self) -> str:
         """Of `values`: "score" (D4RL's, 0 random, 100 expert), "return" without its constants."""
-        return "score" if all("score_mean" in run.eval for run in self.runs) else "return"
+        played = [run.eval for run in self.runs if run.eval]
+        return "score" if all("score_mean" in outcome for outcome in played) else "return"
 
     @property
     def values(self) -> list[float]:
@@ -72,7 +73,8 @@ def lines_of(
     """The lines of some records, sorted by dataset and method.
 
     wanted: seeds that a grid asks for, by dataset and method; those that have neither record nor
-    failure are missing. Raises InputError if one seed of a line has two records.
+    failure are missing. Raises InputError if one seed of a line has two records, or its
+    runs are not of the same data, evaluation and simulator.
     """
     groups: dict[tuple[str, Method], list[RunRecord]] = {}
     for record in records:
@@ -108,6 +110,13 @@ def _line(
         raise InputError(
             f"a seed of {key[1].label} on {key[0]} has two records, among {ids}; remove one, or "
             "tabulate their folders apart"
+        )
+    kinds = {(run.config.get("config_hash"), run.eval.get("simulator_version")) for run in group}
+    if len(kinds) > 1:
+        told = ", ".join(sorted(" ".join(map(str, kind)) for kind in kinds))
+        raise InputError(
+            f"runs of {key[1].label} on {key[0]} differ in data, evaluation or simulator ({told}): "
+            "they have no common mean; tabulate their folders apart"
         )
     failed = lost - by_seed.keys()
     return Line(

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from offdiff import tables
+from offdiff.comparisons import Comparison, comparisons
 from offdiff.lines import Line
 from offdiff.records import RunRecord
 
@@ -21,7 +22,7 @@ DIAGNOSTICS = {
 
 def figures(lines: Sequence[Line], draws: int) -> list[Figure]:
     """All figures that the lines give reason for."""
-    compared = tables.comparisons(lines)
+    compared = [one for one in comparisons(lines) if one.scores]
     found = [
         *_curves(lines),
         *_aggregates(compared, draws),
@@ -76,7 +77,7 @@ def _curve(line: Line) -> dict[int, list[float]]:
     return points
 
 
-def _aggregates(compared: Sequence[tables.Comparison], draws: int) -> Iterator[Figure]:
+def _aggregates(compared: Sequence[Comparison], draws: int) -> Iterator[Figure]:
     frame = tables.aggregates(compared, draws)
     for comparison in compared:
         rows = frame[frame["tasks"] == " ".join(comparison.tasks)].to_dict("records")
@@ -107,7 +108,7 @@ def _or_zero(width: float) -> float:
     return 0.0 if math.isnan(width) else width
 
 
-def _profiles(compared: Sequence[tables.Comparison]) -> Iterator[Figure]:
+def _profiles(compared: Sequence[Comparison]) -> Iterator[Figure]:
     frame = tables.profiles(compared)
     for comparison in compared:
         chosen = frame[
@@ -192,5 +193,5 @@ def _short(line: Line) -> str:
     return f"{method.name}{changes if method.changes else ''}, {method.updates:,} updates"
 
 
-def _tasks(comparison: tables.Comparison) -> str:
+def _tasks(comparison: Comparison) -> str:
     return ", ".join(comparison.tasks)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from offdiff import tables
+from offdiff.comparisons import Comparison, comparisons
 from offdiff.core.files import write_text
 from offdiff.lines import Line
+from offdiff.markdown import markdown_table
 from offdiff.records import UNSEALED, RunRecord
 
 if TYPE_CHECKING:
@@ -33,12 +35,13 @@ class Page:
         """The page as Markdown."""
         parts = [f"# {self.title}", self.caption]
         for heading, words, table in self.sections:
-            parts += [f"## {heading}", *([words] if words else []), tables.markdown(table)]
+            parts += [f"## {heading}", *([words] if words else []), markdown_table(table)]
         return "\n\n".join(parts) + "\n"
 
     def latex(self) -> str:
         """The tables, one `table` environment each (booktabs)."""
-        parts = [f"% {self.title}. Needs \\usepackage{{booktabs}}."]
+        about = " ".join(self.caption.split())
+        parts = [f"% {self.title}. Needs \\usepackage{{booktabs}}.\n% {about}"]
         for heading, words, table in self.sections:
             frame = tables.frame(dict(zip(table[0], row, strict=True)) for row in table[1:])
             about = _escaped(f"{heading}. {words}".strip())
@@ -60,7 +63,7 @@ def write_tables(
 
     refused: reasons why files count for nothing; only their number is written.
     """
-    compared = tables.comparisons(lines)
+    compared = comparisons(lines)
     frames = {
         "": tables.scores(lines),
         "-runs": tables.runs(lines),
@@ -87,7 +90,7 @@ def write_tables(
 def page_of(
     name: str,
     lines: Sequence[Line],
-    compared: Sequence[tables.Comparison],
+    compared: Sequence[Comparison],
     frames: Mapping[str, "DataFrame"],
     refused: int,
 ) -> Page:
@@ -97,13 +100,10 @@ def page_of(
         for family in sorted(set(frames[""]["family"]))
     ]
     if len(frames["-aggregates"]):
-        left = [f"{'; '.join(one.left_out)} on {', '.join(one.tasks)}"
-                for one in compared if one.left_out]  # fmt: skip
         words = (
             "Over tasks that all methods of a comparison have; 95 % stratified bootstrap "
             "intervals, none where there is one run per task. The optimality gap is the mean "
             "shortfall from 100."
-            + (f" Left out for unequal numbers of runs: {' and '.join(left)}." if left else "")
         )
         sections.append(("Aggregates", words, aggregate_text(frames["-aggregates"])))
     if len(frames["-improvement"]):
@@ -119,10 +119,10 @@ def page_of(
             "trained policies; area is its mean over log t."
         )
         sections.append(("Scores under a tuning budget", words, _budget(frames["-budget"])))
-    return Page(f"Benchmark: {name}", caption(lines, refused), sections)
+    return Page(f"Benchmark: {name}", caption(lines, refused, compared), sections)
 
 
-def caption(lines: Sequence[Line], refused: int = 0) -> str:
+def caption(lines: Sequence[Line], refused: int = 0, compared: Sequence[Comparison] = ()) -> str:
     """What the numbers are, what is not among them, and what they come from."""
     records = [run for line in lines for run in line.runs]
     played = [run for run in records if run.eval]
@@ -133,6 +133,7 @@ def caption(lines: Sequence[Line], refused: int = 0) -> str:
         "Simulators": {f"{r.eval['env_id']} ({r.eval['simulator_version']})" for r in played},
         "Constants of scores": {str(r.eval.get("constants_source", "none")) for r in played},
         "Data (SHA-256)": {f"{r.dataset} {r.data['file_sha256'][:12]}" for r in records},
+        "Actions": {str(r.eval.get("action_mode")) for r in played},
         "Code": {_commit(r) for r in records},
         "Machines": {f"{r.system.get('cpu')}, {r.system.get('device')}" for r in records},
     }
@@ -142,11 +143,19 @@ def caption(lines: Sequence[Line], refused: int = 0) -> str:
         "there are no constants): mean ± standard deviation (ddof 1) over training seeds of each "
         "seed's mean over its final episodes, 95 % interval by Student's t; of a single seed the "
         "interval is over its episodes, by normal approximation, and says nothing about other "
-        "seeds. Calls and ms: of one decision. Published numbers are copied from their sources, on "
-        "D4RL's own simulators; no number of ours is mixed with them."
+        "seeds. Calls and ms: of one decision. Training: of the process, which may train several "
+        "seeds at once. Published numbers are copied from their sources, on "
+        "D4RL's own simulators; no number of ours is mixed with them, and their ± is "
+        "what the source prints, a standard deviation or error."
         f"\n\n{len(records)} runs, {failed} failed, {missing} missing, {refused} files refused; "
-        f"{unsealed} records are of schema 1 and carry no digest. {told}."
+        f"{unsealed} records are of schema 1 and carry no digest.{_left_out(compared)} {told}."
     )
+
+
+def _left_out(compared: Sequence[Comparison]) -> str:
+    """Who takes no part in comparisons, in words."""
+    told = [f"{'; '.join(c.left_out)} on {', '.join(c.tasks)}" for c in compared if c.left_out]
+    return f" Not compared for unequal numbers of runs: {' and '.join(told)}." if told else ""
 
 
 def score_text(frame: "DataFrame") -> Text:

@@ -10,15 +10,14 @@ bootstrap begins with the same seed.
 import math
 import statistics as stdlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from offdiff import reference, statistics
+from offdiff.comparisons import Comparison
 from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.lines import Line
-from offdiff.statistics import FloatArray
 
 if TYPE_CHECKING:
     import pandas
@@ -55,13 +54,6 @@ def runs(lines: Sequence[Line]) -> "pandas.DataFrame":
     """One row per run: the raw values that everything else is computed from."""
     columns = ["dataset", "method", "unit", "seed", "value"]
     return frame((row for line in lines for row in _run_rows(line)), columns)
-
-
-def markdown(table: Sequence[Sequence[str]]) -> str:
-    """Header and rows of text as a Markdown table; any text stays within its cell."""
-    cells = [[" ".join(cell.replace("|", "\\|").split()) for cell in row] for row in table]
-    head, *rows = ["| " + " | ".join(row) + " |" for row in cells]
-    return "\n".join([head, "|" + " --- |" * len(table[0]), *rows])
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -132,59 +124,6 @@ def _run_rows(line: Line) -> Iterator[dict[str, Any]]:
         }
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Methods that have runs on the same tasks."""
-
-    family: str
-    """"all" where the tasks are of more than one."""
-    tasks: tuple[str, ...]
-    scores: Mapping[str, FloatArray]
-    """Method -> (R, M) scores, tasks in order."""
-    left_out: tuple[str, ...]
-    """Methods that have these tasks with unequal numbers of runs."""
-
-
-def comparisons(lines: Sequence[Line]) -> list[Comparison]:
-    """Per family, and over all of them, every set of tasks that at least two methods have in full.
-
-    A method is named without its hyperparameters where it has one line per dataset: published ones
-    differ between datasets. Lines without D4RL scores take no part.
-    """
-    scored = [line for line in lines if line.unit == "score" and line.values]
-    families = sorted({line.family for line in scored})
-    found: list[Comparison] = []
-    for family in [*families, *(["all"] if len(families) > 1 else [])]:
-        chosen = [line for line in scored if family in (line.family, "all")]
-        values = _by_method(chosen)
-        for tasks in sorted({tuple(sorted(tasks)) for tasks in values.values()}):
-            if family == "all" and len({x.family for x in chosen if x.dataset in tasks}) < 2:
-                continue
-            able = {name: runs for name, runs in values.items() if set(tasks) <= set(runs)}
-            even = {
-                name: statistics.stack_runs({task: runs[task] for task in tasks})
-                for name, runs in able.items()
-                if len({len(runs[task]) for task in tasks}) == 1
-            }
-            if len(even) > 1:
-                left = tuple(name for name in able if name not in even)
-                found.append(Comparison(family, tasks, even, left))
-    return found
-
-
-def _by_method(lines: Sequence[Line]) -> dict[str, dict[str, list[float]]]:
-    """Method -> dataset -> values."""
-    plain = [(line.dataset, line.method.name, line.method.updates) for line in lines]
-    several = {key[1:] for key in plain if plain.count(key) > 1}
-    values: dict[str, dict[str, list[float]]] = {}
-    for line in lines:
-        method = line.method
-        short = f"{method.name}, {method.updates:,} updates"
-        name = method.label if (method.name, method.updates) in several else short
-        values.setdefault(name, {})[line.dataset] = line.values
-    return values
-
-
 def aggregates(found: Sequence[Comparison], draws: int) -> "pandas.DataFrame":
     """Mean, median, IQM and optimality gap, one row per method.
 
@@ -230,15 +169,23 @@ def improvements(
                     heading = _heading(comparison, method) | {"baseline": base}
                     yield heading | _estimate("probability", estimate, runs)
 
-    if baseline and found and all(_baseline(one, baseline) is None for one in found):
+    if baseline and all(_baseline(one, baseline) is None for one in found):
         known = sorted({name for one in found for name in one.scores})
-        raise InputError(f"--baseline {baseline!r} is none of {'; '.join(known)}; name one of them")
+        raise InputError(
+            f"--baseline {baseline!r} is none of {'; '.join(known) or 'no methods'}; name another"
+        )
     return frame(rows(), ["family", "tasks", "method", "baseline", "probability"])
 
 
 def _baseline(comparison: Comparison, asked: str | None) -> str | None:
+    if not comparison.scores:
+        return None
     if asked:
-        return next((name for name in comparison.scores if name.startswith(asked)), None)
+        names = [n for n in comparison.scores if n.startswith((f"{asked},", f"{asked} ("))]
+        names = names or [name for name in comparison.scores if name.startswith(asked)]
+        if len(names) > 1:
+            raise InputError(f"--baseline {asked!r} may be {'; '.join(names)}; name one in full")
+        return names[0] if names else None
     return max(comparison.scores, key=lambda name: float(comparison.scores[name].mean()))
 
 

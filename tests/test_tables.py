@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 
 from offdiff import tables
 from offdiff.cli import main
+from offdiff.comparisons import comparisons
 from offdiff.core.errors import InputError
 from offdiff.lines import lines_of
 from offdiff.records import Failure, RunRecord, write_record
-from offdiff.reference import published
+from offdiff.reference import NAMES, published
 from offdiff.table_pages import Page, caption, score_text, write_tables
 
 pytest.importorskip("pandas", exc_type=ImportError)
@@ -74,8 +75,9 @@ def test_the_interval_of_a_single_run_is_over_its_episodes() -> None:
 
 def test_aggregates_over_common_tasks() -> None:
     lone = record("hopper-c", "iql", 0, [500.0])  # a task that BC does not have
-    found = tables.comparisons(lines_of([*grid_of_scores(), lone]))
+    found = comparisons(lines_of([*grid_of_scores(), lone]))
     assert [(one.family, one.tasks) for one in found] == [("locomotion", ("hopper-a", "hopper-b"))]
+    assert not found[0].left_out
     frame = tables.aggregates(found, draws=200).set_index("method")
     bc, iql = frame.loc["bc, 10 updates"], frame.loc["iql, 10 updates"]
     assert (bc["mean"], bc["median"], bc["iqm"]) == (40.0, 40.0, 40.0)
@@ -87,7 +89,7 @@ def test_aggregates_over_common_tasks() -> None:
 
 
 def test_probability_of_improvement_over_the_best_or_a_named_method() -> None:
-    found = tables.comparisons(lines_of(grid_of_scores()))
+    found = comparisons(lines_of(grid_of_scores()))
     (row,) = tables.improvements(found, None, draws=50).iloc
     assert (row.method, row.baseline) == ("bc, 10 updates", "iql, 10 updates")
     # hopper-a: 1 of 4 pairs (30 > 20); hopper-b: 1 of 4 (70 > 60)
@@ -99,7 +101,7 @@ def test_probability_of_improvement_over_the_best_or_a_named_method() -> None:
 
 
 def test_profiles_are_shares_above_thresholds() -> None:
-    frame = tables.profiles(tables.comparisons(lines_of(grid_of_scores())))
+    frame = tables.profiles(comparisons(lines_of(grid_of_scores())))
     iql = frame[frame.method.str.startswith("iql")].set_index("threshold").share
     assert [iql[t] for t in (0, 20, 40, 60, 100, 120)] == [1.0, 0.75, 0.5, 0.25, 0.25, 0.0]
 
@@ -110,12 +112,49 @@ def test_unequal_runs_are_left_out_and_said(tmp_path: Path) -> None:
         for task, seed in (("a", 0), ("b", 0), ("b", 1))
     ]
     records = [*grid_of_scores(), *uneven]
-    found = tables.comparisons(lines_of(records))
+    found = comparisons(lines_of(records))
     both = next(one for one in found if len(one.tasks) == 2)
     assert both.left_out == ("cql, 10 updates",)
     write_tables("t", lines_of(records), (), tmp_path, ("md",), draws=50)
     said = (tmp_path / "t.md").read_text()
-    assert "Left out for unequal numbers of runs: cql, 10 updates on hopper-a, hopper-b." in said
+    assert (
+        "Not compared for unequal numbers of runs: cql, 10 updates on hopper-a, hopper-b." in said
+    )
+
+
+def test_a_lost_seed_leaves_no_comparison_and_is_told(tmp_path: Path) -> None:
+    records = [one for one in grid_of_scores() if one.run_id != "hopper-b/iql/10/1"]
+    (found,) = comparisons(lines_of(records))
+    assert (found.scores, found.left_out) == ({}, ("iql, 10 updates",))
+    write_tables("t", lines_of(records), (), tmp_path, ("md",), draws=50)
+    said = (tmp_path / "t.md").read_text()
+    assert "Not compared for unequal numbers of runs: iql, 10 updates on hopper-a" in said
+    assert "## Aggregates" not in said
+
+
+def test_tasks_in_common_are_compared_whatever_else_there_is() -> None:
+    records = [record(f"hopper-{task}", name, 0, [1.0])
+               for name, tasks in (("bc", "ab"), ("iql", "bc")) for task in tasks]  # fmt: skip
+    (found,) = comparisons(lines_of(records))
+    assert (found.tasks, set(found.scores)) == (
+        ("hopper-b",), {"bc, 10 updates", "iql, 10 updates"})  # fmt: skip
+
+
+def test_a_baseline_is_named_in_full_before_it_is_a_beginning() -> None:
+    names = ("iql", "iql+pgd", "iql+x", "bc")
+    found = comparisons(lines_of([record("hopper-a", n, 0, [1.0]) for n in names]))
+    frame = tables.improvements(found, "iql", draws=20)
+    assert set(frame.baseline) == {"iql, 10 updates"}
+    with pytest.raises(InputError, match=r"may be iql\+pgd, 10 updates; iql\+x, 10 updates"):
+        tables.improvements(found, "iql+", draws=20)
+
+
+def test_unlike_runs_have_no_common_mean() -> None:
+    other = {"diff_from_default": {}, "config_hash": "of other data"}
+    with pytest.raises(InputError, match="differ in data, evaluation or simulator"):
+        lines_of(
+            [record("hopper-a", "bc", 0, [1.0]), record("hopper-a", "bc", 1, [1.0], config=other)]
+        )
 
 
 def test_configurations_of_a_dataset_are_told_apart_others_are_joined() -> None:
@@ -125,11 +164,11 @@ def test_configurations_of_a_dataset_are_told_apart_others_are_joined() -> None:
 
     published = [tuned("hopper-a", 1.0, 5.0), tuned("hopper-b", 2.0, 6.0)]
     plain = [record(name, "bc", 0, [1.0]) for name in ("hopper-a", "hopper-b")]
-    (found,) = tables.comparisons(lines_of([*published, *plain]))
-    assert set(found.scores) == {"td3bc, 10 updates", "bc, 10 updates"}
+    (found,) = comparisons(lines_of([*published, *plain]))
+    assert set(found.scores) == {"td3bc (settings per dataset), 10 updates", "bc, 10 updates"}
     several = [*plain[:1], tuned("hopper-a", 1.0, 5.0)]
     several.append(record("hopper-a", "td3bc", 1, [7.0]))
-    (found,) = tables.comparisons(lines_of(several))
+    (found,) = comparisons(lines_of(several))
     assert set(found.scores) == {"td3bc, 10 updates", "td3bc (alpha=1.0), 10 updates",
                                  "bc, 10 updates"}  # fmt: skip
 
@@ -168,6 +207,9 @@ def test_published_numbers_are_for_the_very_dataset_and_name_their_source() -> N
     assert found
     assert all(row.source and row.method == "TD3+BC" for row in found)
     assert all("best" not in row.notes for row in found if "last" in row.notes)
+    assert not any(
+        "eye" in one.notes for name in NAMES for one in published(name, "hopper-medium-expert-v2")
+    )
     assert published("td3bc", "hopper-medium-zoo") == published("mine", "hopper-medium-v2") == []
     lines = lines_of([record("hopper-medium-v2", "td3bc", 0, [1.0, 2.0])])
     (row,) = tables.scores(lines).iloc
@@ -253,7 +295,7 @@ def test_the_repositorys_tables_come_from_its_records(
 
 
 def test_one_run_per_task_has_no_interval() -> None:
-    found = tables.comparisons(lines_of([one for one in grid_of_scores() if one.seed == 0]))
+    found = comparisons(lines_of([one for one in grid_of_scores() if one.seed == 0]))
     frame = tables.aggregates(found, draws=50)
     assert frame["iqm"].notna().all()
     assert frame["iqm_low"].isna().all()

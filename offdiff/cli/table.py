@@ -53,6 +53,12 @@ class TableOptions:
     def __post_init__(self) -> None:
         if self.draws < 1:
             raise InputError(f"--draws must be at least 1, got {self.draws}")
+        if not self.formats:
+            raise InputError("--formats names nothing to write; choose of md, csv, latex")
+        if Path(self.name).name != self.name:
+            raise InputError(
+                f"--name is a file's name without folders, got {self.name!r}; see --out"
+            )
 
 
 def main(command: str, args: list[str]) -> int:
@@ -86,6 +92,11 @@ def main(command: str, args: list[str]) -> int:
         from offdiff.cards import write_cards
 
         paths += write_cards(lines, options.cards)
+    for line in lines:
+        for what, seeds in (("failed", line.failed), ("missing", line.missing)):
+            if seeds:
+                text = f"{line.method.label} on {line.dataset}, seeds {' '.join(map(str, seeds))}"
+                print(f"offdiff: {what}: {text}", file=sys.stderr)
     if options.wandb:
         from offdiff import tables
         from offdiff.wandb_logger import log_tables
