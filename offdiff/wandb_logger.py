@@ -170,6 +170,7 @@ def _start(folder: Path, **options: Any) -> Any:
         return start()
     except wandb.errors.Error as error:
         print(f"offdiff: W&B is not reachable ({error}); recording offline", file=sys.stderr)
+        wandb.teardown()  # its service would refuse the id, which the failed start still occupies
         return start(mode="offline")
 
 
