@@ -7,6 +7,8 @@ A logger is no reason to lose a run: without a key or a network everything is re
 import hashlib
 import os
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,8 +24,8 @@ if TYPE_CHECKING:
 
 PROJECT = "offdiff"
 """Unless WANDB_PROJECT names another."""
-INIT_SECONDS = 20.0
-"""How long a server may take to answer before the run is recorded offline."""
+ANSWER_SECONDS, INIT_SECONDS = 10.0, 60.0
+"""How long a server may take to answer, and to begin a run, before it is recorded offline."""
 RUN_ID = "wandb-id.txt"
 """In the run folder: which W&B run a resumed run continues."""
 LONGEST_TAG, LONGEST_GROUP = 64, 128
@@ -108,15 +110,14 @@ class WandbLogger:
         self._run.log_artifact(artefact)
 
     def _try(self, action: Callable[[], object]) -> None:
-        import wandb
-
         if self._lost:
             return
         try:
             action()
-        except (wandb.errors.Error, OSError) as error:
+        except Exception as error:  # W&B's have no common class
             self._lost = True
-            print(f"offdiff: W&B logging has stopped ({error}); the run goes on", file=sys.stderr)
+            reason = _first_line(error)
+            print(f"offdiff: W&B logging has stopped ({reason}); the run goes on", file=sys.stderr)
 
 
 def log_tables(
@@ -152,26 +153,47 @@ def _start(folder: Path, **options: Any) -> Any:
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
-    start = partial(
+    start: Callable[..., Any] = partial(
         wandb.init,
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        dir=str(folder),
+        dir=str(folder.resolve()),
+        reinit="create_new",  # never the run of a script that calls offdiff
         # Output is not captured: W&B would take the progress bars for text.
         settings=wandb.Settings(init_timeout=INIT_SECONDS, silent=True, console="off"),
         **options,
     )
-    if os.environ.get("WANDB_MODE") in ("offline", "disabled"):
-        return start()
-    if wandb.api.api_key is None:
-        # Asking for a key would stop a run that nobody watches; `wandb sync` uploads it later.
-        print("offdiff: no W&B key (`wandb login`); recording offline", file=sys.stderr)
-        return start(mode="offline")
+    if (mode := os.environ.get("WANDB_MODE")) in ("offline", "disabled"):
+        return start(mode=mode)
     try:
-        return start()
-    except wandb.errors.Error as error:
-        print(f"offdiff: W&B is not reachable ({error}); recording offline", file=sys.stderr)
-        wandb.teardown()  # its service would refuse the id, which the failed start still occupies
-        return start(mode="offline")
+        # Asking for a key would stop a run that nobody watches; `wandb sync` uploads it later.
+        if not wandb.login(prompt=False, verify=False):
+            reason = "no W&B key (`wandb login`)"
+        elif not (reason := _unreachable(wandb.setup().settings.base_url)):
+            return start()
+    except Exception as error:  # W&B's have no common class
+        reason = f"W&B has refused ({_first_line(error)})"
+        if "id" in options:  # the failed start occupies it for as long as this process lives
+            start = partial(start, id=f"{options['id']}-offline")
+    print(f"offdiff: {reason}; recording offline", file=sys.stderr)
+    return start(mode="offline")
+
+
+def _unreachable(server: str) -> str:
+    """Why the server cannot be reached; empty if it answers, whatever it says.
+
+    Asked before `wandb.init`, whose failed start goes on trying and occupies the run's id.
+    """
+    try:
+        urllib.request.urlopen(server, timeout=ANSWER_SECONDS).close()
+    except urllib.error.HTTPError:
+        return ""
+    except (OSError, ValueError) as error:
+        return f"W&B is not reachable at {server} ({_first_line(error)})"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _summary(records: Sequence[RunRecord]) -> dict[str, float]:

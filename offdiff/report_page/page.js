@@ -6,6 +6,13 @@
   const body = table.tBodies[0];
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
+  const make = (name, content, parent) => {
+    const element = document.createElement(name);
+    if (content !== undefined) element.textContent = content;
+    if (parent) parent.append(element);
+    return element;
+  };
+
   // Colours: one per method, the same everywhere.
   const slot = (method) => Math.max(0, data.methods.indexOf(method)) % 12;
   const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -71,12 +78,18 @@
     if (trace.error_x) own.error_x = { ...trace.error_x, color: colour };
     return own;
   };
+  // Plotly is 5 MB of text: it is read after the table is shown, or when a figure is wanted earlier.
+  const plotly = () => {
+    if (!window.Plotly) make("script", document.getElementById("plotly").textContent, document.head);
+    return window.Plotly;
+  };
+  addEventListener("load", () => setTimeout(plotly, 100));
   const drawn = new Map();
   const draw = (element, figure) => {
     drawn.set(element, figure);
     const named = figure.data.filter((trace) => trace.name && trace.showlegend !== false).length;
     const rows = named > 1 ? Math.ceil(named / (element.clientWidth < 500 ? 1 : 2)) : 0;
-    Plotly.react(element, figure.data.map(coloured), layout(figure.layout, 22 * rows),
+    plotly().react(element, figure.data.map(coloured), layout(figure.layout, 22 * rows),
       { responsive: true, displayModeBar: false });
   };
   const watcher = new IntersectionObserver((entries) => {
@@ -94,12 +107,6 @@
   // Provenance of a row.
   const dialog = document.getElementById("provenance");
   const inside = document.getElementById("provenance-body");
-  const make = (name, content, parent) => {
-    const element = document.createElement(name);
-    if (content !== undefined) element.textContent = content;
-    if (parent) parent.append(element);
-    return element;
-  };
   const describe = (run, method) => {
     make("h3", `Seed ${run.seed}`, inside);
     const command = make("pre", run.command, inside);

@@ -1,5 +1,6 @@
 """The report in a real browser: sorted, filtered, opened; small, dark, and with 200 runs."""
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,17 +28,25 @@ QUIET = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+@contextlib.contextmanager
+def chromium(profile: Path) -> Iterator[Any]:
     options = webdriver.ChromeOptions()
     options.binary_location = str(CHROMIUM)
-    for argument in (*QUIET, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+    for argument in (*QUIET, f"--user-data-dir={profile}"):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     service = webdriver.ChromeService(executable_path=str(DRIVER))
     driver = webdriver.Chrome(options=options, service=service)
-    yield driver
-    driver.quit()
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +147,7 @@ def test_nothing_overflows_and_nothing_fails(
 
 
 def test_two_hundred_runs_are_shown_in_three_seconds(
-    browser: Any, make_record: Callable[..., Any], tmp_path: Path
+    make_record: Callable[..., Any], tmp_path: Path
 ) -> None:
     for number in range(200):
         method = f"{('bc', 'iql', 'td3bc', 'cql', 'rebrac')[number // 5 % 5]}"
@@ -146,9 +155,18 @@ def test_two_hundred_runs_are_shown_in_three_seconds(
         write_record(tmp_path / "runs" / record.run_id, record)
     out = tmp_path / "r.html"
     assert main(["report", str(tmp_path / "runs"), "--out", str(out), "--draws", "50"]) == 0
-    times = []
-    for _ in range(3):  # the machine is shared: the best of three
-        show(browser, out.as_uri())
-        times.append(float(browser.execute_script("return document.documentElement.dataset.ready")))
-    assert len(rows(browser)) == 40
-    assert min(times) < 3000
+    tables, figures = [], []
+    for attempt in range(3):  # the machine is shared: the best of three browsers without a cache
+        with chromium(tmp_path / f"profile-{attempt}") as browser:
+            show(browser, out.as_uri())
+            ready = browser.execute_script("return document.documentElement.dataset.ready")
+            assert len(rows(browser)) == 40
+            plot = browser.find_element(By.CSS_SELECTOR, "figure .plot")
+            browser.execute_script("arguments[0].scrollIntoView({behavior: 'instant'})", plot)
+            wait = ui.WebDriverWait(plot, 20, poll_frequency=0.02)
+            wait.until(lambda element: element.find_elements(By.CSS_SELECTOR, ".main-svg"))
+            tables.append(float(ready))
+            figures.append(browser.execute_script("return performance.now()"))
+    assert min(tables) < 3000
+    # Since the page was asked for, Plotly's 5 MB included: 2.2 to 2.8 s on two quiet cores.
+    assert min(figures) < 6000
