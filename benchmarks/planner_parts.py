@@ -43,8 +43,6 @@ PARTS: dict[str, tuple[dict[str, Any], ...]] = {
     "veteran": ({"candidates": 1}, {"candidates": 4}, {"candidates": 16}),
 }
 
-RESULTS = Path(__file__).parents[1] / "results"
-
 
 def altered(saved: SavedPlanner, part: dict[str, Any]) -> SavedPlanner:
     """The same weights under other settings."""
