@@ -71,7 +71,8 @@ class CorrelatedGaussian:
         """(B, E) at levels (B,) -> E[clean | noisy], (B, E)."""
         values, vectors = torch.linalg.eigh(self.covariance)
         gain = values / (values + sigma[:, None] ** 2)
-        return self.mean + ((x - self.mean) @ vectors * gain) @ vectors.T
+        estimate: Tensor = self.mean + ((x - self.mean) @ vectors * gain) @ vectors.T
+        return estimate
 
 
 def gaussian(mean: Tensor, std: float) -> Mixture:
