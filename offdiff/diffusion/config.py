@@ -5,12 +5,16 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from offdiff.core.errors import unknown_name
 from offdiff.data.codec import ActionMap
 from offdiff.diffusion.denoiser import LevelMode
 from offdiff.diffusion.networks import NAMES
 
+Objective = Literal["edm", "x0", "eps", "v"]
+Metric = Literal["l2", "huber"]
+Law = Literal["normal", "uniform", "u-shape", "mode", "cosine", "end"]
 RANGES: dict[str, tuple[float, float]] = {
     "horizon": (1, 4096),
     "steps": (1, 2**40),
@@ -22,6 +26,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "ema": (0, 0.999999),
     "level_mean": (-20, 20),
     "level_std": (1e-3, 10),
+    "shift": (1e-2, 1e2),
+    "uniform_share": (0, 1),
     "holdout": (1e-6, 0.5),
     "seed": (0, 2**40),
 }
@@ -57,10 +63,23 @@ class ModelConfig:
     """Longer gradients are shortened to this."""
     ema: float = 0.999
     """Decay per step of the averaged weights that sampling uses; rises to this in the beginning."""
+    objective: Objective = "edm"
+    """Whose error is made small: the clean window's (x0), the noise's (eps), rectified flow's
+    velocity's (v), or EDM's own mixture of them. The network's output is EDM's in any case."""
+    metric: Metric = "l2"
+    """Squared error, or pseudo-Huber of a whole window's error, which outliers move less."""
+    law: Law = "normal"
+    """Of the noise level in training. normal: ln sigma, as EDM and SD3 take it; the others are laws
+    of t = sigma / (1 + sigma), u-shape that of reflow; end: the largest level alone, for distilling
+    to one step."""
     level_mean: float = -1.2
-    """Mean of ln sigma in training."""
+    """Mean of ln sigma in training, of the normal law."""
     level_std: float = 1.2
-    """Standard deviation of ln sigma in training."""
+    """Standard deviation of ln sigma in training, of the normal law."""
+    uniform_share: float = 0.0
+    """Share of the levels that is drawn uniformly in t instead: ends that a law hardly reaches."""
+    shift: float = 1.0
+    """SD3's shift of all levels: multiplies sigma, for longer windows."""
     holdout: float = 0.05
     """Share of the episodes that is kept for validation."""
     seed: int = 0
@@ -80,6 +99,11 @@ class ModelConfig:
         return config_digest(self)
 
 
+RECTIFIED_FLOW = {
+    "objective": "v", "law": "normal", "level_mean": 0.0, "level_std": 1.0, "uniform_share": 0.05,
+}  # fmt: skip
+"""What `--path rf` changes: velocity loss and the levels of SD3 (arXiv 2403.03206); the uniform
+share is there because sampling starts at levels that its law has never drawn."""
 PAPER = ModelConfig(
     horizon=32, network="unet-1024", steps=300_000, batch_size=256, learning_rate=3e-4
 )

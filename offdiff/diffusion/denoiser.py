@@ -29,6 +29,14 @@ class Denoise(Protocol):
         ...
 
 
+class Levels(Protocol):
+    """A law of training levels."""
+
+    def sample(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Levels of the given shape, on the generator's device."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LevelLaw:
     """ln sigma ~ Normal(mean, std), EDM's law of training levels."""
@@ -43,7 +51,7 @@ class LevelLaw:
 
 
 def draw_levels(
-    mode: LevelMode, law: LevelLaw, n: int, rows: int, *, generator: torch.Generator
+    mode: LevelMode, law: Levels, n: int, rows: int, *, generator: torch.Generator
 ) -> Tensor:
     """Training levels: (B,) if shared, else (B, T, G).
 
@@ -95,7 +103,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, T, D) at levels sigma -> estimate of the clean window; observed entries unchanged."""
-        s = self._per_element(sigma, x)
+        s = self.per_element(sigma, x)
         output = self._network(x, sigma, s)
         c_skip, c_out = 1 / (s**2 + 1), s * (s**2 + 1) ** -0.5
         columns = self.continuous
@@ -116,21 +124,23 @@ class Denoiser(nn.Module):
         Squared error of F, which is EDM's weight (sigma^2 + 1) / sigma^2 on the squared error of D;
         cross-entropy of the terminal bit. clean, noise: (B, T, D).
         """
-        s = self._per_element(sigma, clean)
-        x = clean + s * noise
-        output = self._network(x, sigma, s)
+        error, bits = self.errors(clean, noise, sigma)
+        return torch.cat((error.square(), bits), dim=-1) * self.counted(clean, sigma)
+
+    def errors(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Errors of F (B, T, D - 1), cross-entropy of the bits (B, T, 1); all entries counted."""
+        s = self.per_element(sigma, clean)
+        output = self._network(clean + s * noise, sigma, s)
         # (clean - c_skip x) / c_out, written so that nothing is divided by sigma.
         target = (s * clean - noise) * (s**2 + 1) ** -0.5
-        error = (output - target).square()
         bits = binary_cross_entropy_with_logits(
             output[..., self.terminal], (clean[..., self.terminal] + 1) / 2, reduction="none"
         )
-        error = torch.cat((error[..., self.continuous], bits), dim=-1)
-        return error * self.counted(clean, sigma)
+        return (output - target)[..., self.continuous], bits
 
     def counted(self, x: Tensor, sigma: Tensor) -> Tensor:
         """(B, T, D) bool: entries that carry a loss, those in the slots that are not observed."""
-        return (self.slots & (self._per_element(sigma, x) > 0)).expand_as(x)
+        return (self.slots & (self.per_element(sigma, x) > 0)).expand_as(x)
 
     def _network(self, x: Tensor, sigma: Tensor, s: Tensor) -> Tensor:
         scaled = x * (s**2 + 1) ** -0.5 * self.slots
@@ -144,7 +154,7 @@ class Denoiser(nn.Module):
             output: Tensor = self.network(scaled, c_noise)
         return output.float() if self.half_precision else output
 
-    def _per_element(self, sigma: Tensor, x: Tensor) -> Tensor:
+    def per_element(self, sigma: Tensor, x: Tensor) -> Tensor:
         """Levels that broadcast over (B, T, D)."""
         if sigma.ndim == 1:
             return sigma[:, None, None]

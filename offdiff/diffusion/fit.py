@@ -20,8 +20,11 @@ from offdiff.data.codec import Codec
 from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows, episodes_hash, hold_out
 from offdiff.diffusion.config import ModelConfig
+from offdiff.diffusion.couplings import Coupling, Independent
 from offdiff.diffusion.denoiser import Denoiser, LevelLaw, draw_levels
 from offdiff.diffusion.distributed import Group, distributed
+from offdiff.diffusion.laws import training_levels
+from offdiff.diffusion.losses import Loss, at_levels
 from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.world_model import WorldModel, make_denoiser, measure_errors
 
@@ -33,26 +36,13 @@ VALIDATION_WINDOWS = 1024
 STATISTICS_WINDOWS = 65_536
 
 
-class Loss(nn.Module):
-    """The denoiser's mean loss as a module, which is what DDP wraps."""
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """Mean over the entries that carry a loss, 0-d."""
-        loss = self.denoiser.loss(clean, noise, sigma)
-        return loss.sum() / self.denoiser.counted(clean, sigma).sum().clamp(min=1)
-
-
 @dataclass
 class Fit:
     """A training in progress: everything that later steps depend on."""
 
     config: ModelConfig
     codec: Codec
-    train: Windows
+    coupling: Coupling
     held: Windows
     loss: Loss
     average: Denoiser
@@ -68,29 +58,37 @@ class Fit:
         cls, episodes: Episodes, config: ModelConfig, device: torch.device, group: Group
     ) -> "Fit":
         """Everything before the first step. Raises InputError for data that hold no window."""
-        kept, held = hold_out(episodes, config.holdout, config.seed)
-        windows = Windows.of(kept, config.horizon, device, terminals=config.terminals)
-        try:
-            held_windows = Windows.of(held, config.horizon, device, terminals=config.terminals)
-        except InputError as error:
-            raise InputError(
-                f"none of the held-out episodes has a window of {config.horizon} transitions; "
-                "shorten the horizon or hold out more"
-            ) from error
+        windows, held = split(episodes, config, device)
         index = torch.linspace(
             0, len(windows) - 1, min(len(windows), STATISTICS_WINDOWS), dtype=torch.float64
         )  # float32 could not name every window
         codec = Codec.fit(windows.cut(index.long().to(device)), config.action_map)
+        return cls.of(config, codec, Independent(windows, codec), held, group)
+
+    @classmethod
+    def of(
+        cls,
+        config: ModelConfig,
+        codec: Codec,
+        coupling: Coupling,
+        held: Windows,
+        group: Group,
+        weights: nn.Module | None = None,
+    ) -> "Fit":
+        """Before the first step. weights: a network to start from; None for fresh ones."""
+        device = codec.mean.device
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(config.seed, "model"))
             denoiser = make_denoiser(config, codec)
+        if weights is not None:
+            denoiser.network.load_state_dict(weights.state_dict())
         denoiser.half_precision = device.type == "cuda"
         return cls(
             config=config,
             codec=codec,
-            train=windows,
-            held=held_windows,
-            loss=Loss(denoiser),
+            coupling=coupling,
+            held=held,
+            loss=Loss(denoiser, config.objective, config.metric),
             average=copy.deepcopy(denoiser).eval().requires_grad_(False),
             optimiser=_optimiser(denoiser, config),
             generator=torch.Generator(device).manual_seed(derive_seed(config.seed, "windows")),
@@ -122,10 +120,13 @@ class Fit:
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """The global batch: clean rows, noise (B, T, D), levels. The same in every process."""
         n, generator = self.config.batch_size, self.generator
-        clean = self.codec.encode(self.train.sample(n, generator=generator))
-        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        law = LevelLaw(mean=self.config.level_mean, std=self.config.level_std)
-        sigma = draw_levels(self.config.levels, law, n, clean.shape[1], generator=generator)
+        progress = self.steps / self.config.steps
+        clean, noise, known = self.coupling.draw(n, progress, generator=generator)
+        law, rows = training_levels(self.config), clean.shape[1]
+        if isinstance(self.coupling, Independent):
+            sigma = draw_levels(self.config.levels, law, n, rows, generator=generator)
+        else:  # which groups a pair's teacher was told is part of the pair
+            sigma = at_levels(law.sample(n, generator=generator), known)
         return clean, noise, sigma
 
     @torch.no_grad()
@@ -200,28 +201,65 @@ def train_model(
     Raises InputError for unfit data, or a loss that stops being finite.
     """
     data_hash = episodes_hash(episodes)
-    checkpoint = folder / CHECKPOINT
     with distributed(device) as group:
         group.require_divisible(config.batch_size)
         fit = Fit.start(episodes, config, device, group)
-        if checkpoint.exists():
-            fit.load(checkpoint, data_hash)
-        loss = group.wrap(fit.loss)
-        every = max(1, config.steps // VALIDATIONS)
-        with StepBar("world model", config.steps, fit.steps, progress and group.first) as bar:
-            saved, total = time.monotonic(), torch.zeros((), device=device)
-            while fit.steps < config.steps:
-                total += fit.step(loss)
-                bar.advance(1)
-                if fit.steps % every == 0 or fit.steps == config.steps:
-                    _require_finite(total, fit.steps)
-                    fit.validation.append((fit.steps, fit.validate()))
-                    bar.show(f"validation loss {fit.validation[-1][1]:.4f}")
-                if group.first and time.monotonic() - saved >= checkpoint_seconds:
-                    _require_finite(total, fit.steps)
-                    fit.save(checkpoint, data_hash)
-                    saved = time.monotonic()
+        run_fit(
+            fit,
+            folder / CHECKPOINT,
+            data_hash,
+            title="world model",
+            progress=progress,
+            checkpoint_seconds=checkpoint_seconds,
+        )
         return fit.model(data_hash)
+
+
+def run_fit(
+    fit: Fit,
+    checkpoint: Path,
+    identity: str,
+    *,
+    title: str,
+    progress: bool = False,
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+) -> None:
+    """All steps that are left, from the checkpoint if there is one.
+
+    identity: what the checkpoint must be of, besides the configuration: data, teacher.
+    Raises InputError for a checkpoint of another model, or a loss that stops being finite.
+    """
+    config, group = fit.config, fit.group
+    if checkpoint.exists():
+        fit.load(checkpoint, identity)
+    loss = group.wrap(fit.loss)
+    every = max(1, config.steps // VALIDATIONS)
+    with StepBar(title, config.steps, fit.steps, progress and group.first) as bar:
+        saved, total = time.monotonic(), torch.zeros((), device=fit.codec.mean.device)
+        while fit.steps < config.steps:
+            total += fit.step(loss)
+            bar.advance(1)
+            if fit.steps % every == 0 or fit.steps == config.steps:
+                _require_finite(total, fit.steps)
+                fit.validation.append((fit.steps, fit.validate()))
+                bar.show(f"validation loss {fit.validation[-1][1]:.4f}")
+            if group.first and time.monotonic() - saved >= checkpoint_seconds:
+                _require_finite(total, fit.steps)
+                fit.save(checkpoint, identity)
+                saved = time.monotonic()
+
+
+def split(episodes: Episodes, config: ModelConfig, device: torch.device) -> tuple[Windows, Windows]:
+    """Windows to train on and windows of held-out episodes. Raises InputError without any."""
+    kept, held = hold_out(episodes, config.holdout, config.seed)
+    windows = Windows.of(kept, config.horizon, device, terminals=config.terminals)
+    try:
+        return windows, Windows.of(held, config.horizon, device, terminals=config.terminals)
+    except InputError as error:
+        raise InputError(
+            f"none of the held-out episodes has a window of {config.horizon} transitions; "
+            "shorten the horizon or hold out more"
+        ) from error
 
 
 def schedule(step: int, config: ModelConfig) -> float:

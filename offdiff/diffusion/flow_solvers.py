@@ -121,30 +121,23 @@ def solve_euler_maruyama(
     return x
 
 
+LOW, HIGH = 1e-3, 0.9875
+"""Times between which trajectories are inverted; HIGH is EDM's largest level, where models end."""
+
+
 def invert(
-    denoise: Denoise,
-    clean: Tensor,
-    *,
-    steps: int = 10,
-    low: float = 1e-3,
-    high: float = 0.9875,
+    denoise: Denoise, clean: Tensor, *, steps: int = 10, low: float = LOW, high: float = HIGH
 ) -> Tensor:
     """RF-Solver inversion: the point at t = high of the rf path that leads to the clean samples.
 
-    `restore` goes back. Euler's rule would return noise of half its variance at five steps. high:
-    the default is EDM's largest level, where trained models end.
+    `restore` goes back. Euler's rule would return noise of half its variance at five steps.
     """
     times = torch.linspace(low, high, steps + 1, dtype=torch.float64)
     return solve_midpoint(OnPath(denoise, RectifiedFlow()), clean, times)
 
 
 def restore(
-    denoise: Denoise,
-    noisy: Tensor,
-    *,
-    steps: int = 10,
-    low: float = 1e-3,
-    high: float = 0.9875,
+    denoise: Denoise, noisy: Tensor, *, steps: int = 10, low: float = LOW, high: float = HIGH
 ) -> Tensor:
     """The way back from `invert`; with another denoiser (a new goal, a policy) an edited sample."""
     times = torch.linspace(high, low, steps + 1, dtype=torch.float64)

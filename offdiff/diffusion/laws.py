@@ -11,6 +11,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from offdiff.diffusion.config import ModelConfig
+from offdiff.diffusion.denoiser import SIGMA_MAX, LevelLaw, Levels
+
+SIGMA_MIN = 1e-3
+
 
 class TimeLaw(Protocol):
     """A law of t in [0, 1] by its quantile function."""
@@ -106,6 +111,39 @@ def draw_times(law: TimeLaw, *shape: int, generator: torch.Generator) -> Tensor:
     """Independent times of the given shape, float32 on the generator's device."""
     share = torch.rand(shape, generator=generator, device=generator.device, dtype=torch.float64)
     return law.quantile(share).float()
+
+
+@dataclass(frozen=True)
+class TimeLevels:
+    """Levels sigma = shift * t / (1 - t) of times by a law, some of them by the uniform law."""
+
+    law: TimeLaw
+    shift: float = 1.0
+    uniform_share: float = 0.0
+
+    def sample(self, *shape: int, generator: torch.Generator) -> Tensor:
+        """Levels of the given shape, on the generator's device, all in [0.001, 80]."""
+        t = draw_times(self.law, *shape, generator=generator)
+        if self.uniform_share > 0:
+            chosen = torch.rand(shape, generator=generator, device=t.device) < self.uniform_share
+            uniform = torch.rand(shape, generator=generator, device=t.device)
+            t = torch.where(chosen, uniform, t)
+        return (self.shift * t / (1 - t)).clamp(SIGMA_MIN, SIGMA_MAX)
+
+
+def training_levels(config: ModelConfig) -> Levels:
+    """The law of levels that a configuration names."""
+    if config.law == "normal" and config.uniform_share == 0:
+        return LevelLaw(mean=config.level_mean + math.log(config.shift), std=config.level_std)
+    laws: dict[str, TimeLaw] = {
+        "normal": LogitNormal(config.level_mean, config.level_std),
+        "uniform": Uniform(),
+        "u-shape": UShape(),
+        "mode": Mode(),
+        "cosine": CosineMap(),
+        "end": Grid((1.0,)),
+    }
+    return TimeLevels(laws[config.law], config.shift, config.uniform_share)
 
 
 def quantile_grid(law: TimeLaw, n: int) -> Tensor:

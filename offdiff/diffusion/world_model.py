@@ -4,7 +4,10 @@ Dimension letters: B windows, T = L + 1 rows, D columns, A action, K levels.
 """
 
 import dataclasses
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +20,9 @@ from offdiff.core.types import Spec
 from offdiff.data.codec import GROUPS, Codec
 from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
-from offdiff.diffusion.denoiser import Denoiser
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoiser
 from offdiff.diffusion.networks import build_network
+from offdiff.diffusion.paths import Cosine
 from offdiff.diffusion.sampling import karras_sigmas
 
 MODEL = "model.safetensors"
@@ -64,6 +68,20 @@ def measure_errors(denoiser: Denoiser, codec: Codec, windows: Windows, n: int) -
 
 
 @dataclass(frozen=True, kw_only=True)
+class Lineage:
+    """How a model came about, other than from the data alone."""
+
+    recipe: str = "train"
+    """train, reflow or distil"""
+    teacher: str = ""
+    """`WorldModel.hash` of the model whose pairs it learned."""
+    pairs: int = 0
+    calls_per_pair: int = 0
+    max_calls: int = 0
+    """More network calls than this make it worse; 0 for any number."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WorldModel:
     """A trajectory diffusion model of one dataset, ready to sample from."""
 
@@ -75,6 +93,41 @@ class WorldModel:
     """`episodes_hash` of the data it was trained on."""
     validation: tuple[tuple[int, float], ...]
     """(step, loss on held-out episodes)"""
+    lineage: Lineage = Lineage()
+    grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    """Noise levels that a search found best for a number of steps (`step_search`)."""
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits of configuration, data and lineage."""
+        made_of = (
+            dataclasses.asdict(self.config),
+            self.data_hash,
+            dataclasses.asdict(self.lineage),
+        )
+        return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+
+    def levels(self, steps: int) -> Tensor:
+        """(steps + 1,) falling noise levels to sample with, the last one 0; on the CPU.
+
+        Those that a search found for this number of steps; else evenly in the time of the cosine
+        path for a student, whose flow is nearly straight; else Karras'.
+        Raises InputError for more steps than a student was made for.
+        """
+        most = self.lineage.max_calls
+        if most and steps > most:
+            raise InputError(
+                f"this model was distilled for {most} network call(s) and gets worse with more; "
+                f"ask for {most} level(s) and the solver `euler`, or use its teacher"
+            )
+        if steps in self.grids:
+            return torch.tensor((*self.grids[steps], 0.0), dtype=torch.float64)
+        if self.lineage.teacher:
+            path = Cosine()
+            latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
+            times = latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+            return torch.cat((path.b(times[:-1]) / path.a(times[:-1]), torch.zeros(1)))
+        return karras_sigmas(steps)
 
     @property
     def device(self) -> torch.device:
@@ -97,6 +150,8 @@ class WorldModel:
             "spec": [self.codec.spec.obs_dim, self.codec.spec.action_dim],
             "data_hash": self.data_hash,
             "validation": self.validation,
+            "lineage": dataclasses.asdict(self.lineage),
+            "grids": {str(steps): levels for steps, levels in self.grids.items()},
         }
         save_tensors(path, tensors, meta)
 
@@ -127,6 +182,8 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             errors=curve,
             data_hash=meta["data_hash"],
             validation=tuple(tuple(point) for point in meta["validation"]),
+            lineage=Lineage(**meta.get("lineage", {})),
+            grids={int(k): tuple(v) for k, v in meta.get("grids", {}).items()},
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
@@ -166,5 +223,11 @@ def describe(model: WorldModel) -> dict[str, Any]:
         "action numbers": model.codec.spec.action_dim,
         "parameters": parameters,
         "validation loss": model.validation[-1][1] if model.validation else None,
+        **{k: v for k, v in dataclasses.asdict(model.lineage).items() if v},
+        **{f"levels of {steps} steps": _short(levels) for steps, levels in model.grids.items()},
         **dataclasses.asdict(model.config),
     }
+
+
+def _short(levels: Sequence[float]) -> str:
+    return " ".join(f"{level:.3g}" for level in levels)
