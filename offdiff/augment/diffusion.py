@@ -22,11 +22,9 @@ from offdiff.diffusion.config import PAPER, ModelConfig
 from offdiff.diffusion.denoiser import Denoise
 from offdiff.diffusion.guidance import PolicyGuidance, guided, guided_jointly
 from offdiff.diffusion.released import ReleasedGuidance, sample_released
-from offdiff.diffusion.sampling import karras_sigmas, sample_dpmpp_2m, sample_euler, sample_heun
+from offdiff.diffusion.sampling import karras_sigmas
+from offdiff.diffusion.solvers import SAMPLERS, Solver, chosen
 from offdiff.diffusion.world_model import WorldModel, load_model
-
-Solver = Literal["heun", "euler", "dpmpp"]
-SOLVERS = {"heun": sample_heun, "euler": sample_euler, "dpmpp": sample_dpmpp_2m}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +36,7 @@ class DiffusionConfig(AugmentConfig):
     model_file: str = ""
     """Use this trained model (`offdiff model train`) instead; it must be of the same data."""
     levels: int = 16
-    """Noise levels of the sampler."""
+    """Noise levels of the sampler; few are enough for a distilled model, or searched levels."""
     chunk: int = 0
     """Windows sampled at a time; 0 for 256 on a CPU, 8192 on a GPU."""
     threads: int = 1
@@ -93,8 +91,9 @@ class DiffusionConfig(AugmentConfig):
 class UnguidedConfig(DiffusionConfig):
     """Windows of the behaviour's own distribution, as SynthER makes single transitions."""
 
-    solver: Solver = "heun"
-    """heun: second order, two calls per level; dpmpp: second order, one; euler: first order."""
+    solver: Solver = "auto"
+    """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
+    euler: first; auto: heun, and euler for distilled models and searched levels."""
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The solver from pure noise, whatever the policy."""
@@ -119,8 +118,9 @@ class PGDConfig(DiffusionConfig):
     smaller than the behaviour's spread, such as 0.2, or there is nothing to guide to."""
     joint: bool = False
     """Let states follow the guided actions at every level, for a backward pass per network call."""
-    solver: Solver = "heun"
-    """heun: second order, two calls per level; dpmpp: second order, one; euler: first order."""
+    solver: Solver = "auto"
+    """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
+    euler: first; auto: heun, and euler for distilled models and searched levels."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -203,9 +203,9 @@ class ReleasedPGDConfig(DiffusionConfig):
 
 
 def _solve(model: WorldModel, levels: int, solver: Solver) -> Draw:
-    sigmas = karras_sigmas(levels)
+    sigmas, sample = model.levels(levels), SAMPLERS[chosen(solver, model, levels)]
 
     def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
-        return SOLVERS[solver](denoise, model.noise(n, float(sigmas[0]), generator=random), sigmas)
+        return sample(denoise, model.noise(n, float(sigmas[0]), generator=random), sigmas)
 
     return draw

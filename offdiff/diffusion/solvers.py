@@ -1,0 +1,56 @@
+"""Solvers by name, what they cost, and which one a model wants."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import Tensor
+
+from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.flow_solvers import OnPath, solve_midpoint
+from offdiff.diffusion.multistep import sample_unipc
+from offdiff.diffusion.paths import RectifiedFlow
+from offdiff.diffusion.sampling import sample_dpmpp_2m, sample_euler, sample_heun
+from offdiff.diffusion.world_model import WorldModel
+
+Solver = Literal["auto", "heun", "euler", "dpmpp", "unipc", "midpoint"]
+Sample = Callable[[Denoise, Tensor, Tensor], Tensor]
+"""(denoiser, noise at the first level (B, T, D), falling levels, the last 0) -> clean windows."""
+
+
+def sample_midpoint(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
+    """RF-Solver on the rectified-flow path, from and to EDM's coordinates; two calls per level."""
+    path = RectifiedFlow()
+    times = path.time(sigmas)
+    return solve_midpoint(OnPath(denoise, path), float(path.a(times[0])) * x, times)
+
+
+SAMPLERS: dict[str, Sample] = {
+    "heun": sample_heun,
+    "euler": sample_euler,
+    "dpmpp": sample_dpmpp_2m,
+    "unipc": sample_unipc,
+    "midpoint": sample_midpoint,
+}
+TWICE = ("heun", "midpoint")
+"""Two calls per level, one for the last."""
+
+
+def chosen(solver: Solver, model: WorldModel, levels: int) -> str:
+    """The solver that `auto` stands for.
+
+    Euler for a student, whose flow is nearly straight, and on levels that were searched with it;
+    else Heun, as EDM does.
+    """
+    if solver != "auto":
+        return solver
+    return "euler" if model.lineage.teacher or levels in model.grids else "heun"
+
+
+def calls_of(solver: str, levels: int) -> int:
+    """Network calls of a sample."""
+    return 2 * levels - 1 if solver in TWICE else levels
+
+
+def levels_of(solver: str, calls: int) -> int:
+    """The most levels for which a solver makes at most so many calls."""
+    return (calls + 1) // 2 if solver in TWICE else calls
