@@ -1,12 +1,13 @@
 """`offdiff model train | info`: world models by themselves (`model sample` is in cli.augment)."""
 
 import argparse
+import dataclasses
 import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -31,6 +32,7 @@ A training that was stopped goes on when the command is repeated, and ends in th
 
 Chosen before the rest:
   --preset NAME      laptop: minutes on two cores (default); paper: the network of PGD's scripts
+  --path NAME        edm: EDM's loss and noise levels (default); rf: rectified flow's, as in SD3
 """
 
 Place = Annotated[Path | None, tyro.conf.Positional, tyro.conf.arg(metavar="[FILE|FOLDER]")]
@@ -67,23 +69,28 @@ def info(place: Place = None) -> None:
 
 def _training(args: list[str]) -> tuple[Callable[..., None], list[str]]:
     """The command with the preset's defaults, and the options that are left for it."""
-    from offdiff.diffusion.config import PAPER, ModelConfig
+    from offdiff.diffusion.config import PAPER, RECTIFIED_FLOW, ModelConfig
 
     presets = {"laptop": ModelConfig(), "paper": PAPER}
+    paths: dict[str, dict[str, Any]] = {"edm": {}, "rf": RECTIFIED_FLOW}
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--preset", default="laptop")
+    first.add_argument("--path", default="edm")
     try:
         chosen, rest = first.parse_known_args(args)
     except argparse.ArgumentError as error:
         raise InputError(f"{error} (see offdiff model train --help)") from error
     if chosen.preset not in presets:
         raise unknown_name("preset", chosen.preset, presets)
+    if chosen.path not in paths:
+        raise unknown_name("path", chosen.path, paths)
+    defaults = dataclasses.replace(presets[chosen.preset], **paths[chosen.path])
 
     def train(
         *,
         dataset: str = "sample",
         out: Path | None = None,
-        model: ModelConfig = presets[chosen.preset],
+        model: ModelConfig = defaults,
         clip_actions: bool = False,
         device: str = "auto",
         threads: int = 1,

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from offdiff.core.errors import unknown_name
 from offdiff.data.codec import ActionMap
@@ -99,7 +99,7 @@ class ModelConfig:
         return config_digest(self)
 
 
-RECTIFIED_FLOW = {
+RECTIFIED_FLOW: dict[str, Any] = {
     "objective": "v", "law": "normal", "level_mean": 0.0, "level_std": 1.0, "uniform_share": 0.05,
 }  # fmt: skip
 """What `--path rf` changes: velocity loss and the levels of SD3 (arXiv 2403.03206); the uniform
