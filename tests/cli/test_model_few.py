@@ -1,0 +1,142 @@
+"""`offdiff model reflow | distill | compare`: the whole way on a tiny model, and bad input."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from offdiff.cli import main
+from offdiff.diffusion import fit
+from offdiff.diffusion.world_model import load_model
+from offdiff.few_steps import energy_distance
+
+pytestmark = pytest.mark.usefixtures("own_matmul")
+TINY = (
+    *("--model.network", "mlp-128", "--model.steps", "8"),
+    *("--model.batch-size", "8", "--model.horizon", "4"),
+)
+FEW = ("--make.pairs", "24", "--make.levels", "3", "--steps", "4")
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a teacher, a student and a distilled one."""
+    folder = tmp_path_factory.mktemp("models")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OFFDIFF_CACHE", str(folder / "cache"))
+        patch.setattr(fit, "VALIDATION_WINDOWS", 16)
+        teacher, student, one = (str(folder / f"{n}.safetensors") for n in ("t", "s", "one"))
+        assert main(["model", "train", "--path", "rf", *TINY, "--out", teacher]) == 0
+        assert main(["model", "reflow", teacher, *FEW, "--out", student]) == 0
+        assert main(["model", "distill", student, *FEW, "--network", "mlp-256",
+                     "--anneal", "0.5", "--out", one]) == 0  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def model(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Command:
+    monkeypatch.setenv("OFFDIFF_CACHE", str(place / "cache"))
+    monkeypatch.setattr(fit, "VALIDATION_WINDOWS", 16)
+    monkeypatch.chdir(place)
+
+    def run(*args: object) -> tuple[int, str, str]:
+        try:
+            code = main(["model", *map(str, args)])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_what_was_made(place: Path, model: Command) -> None:
+    teacher, student, one = (
+        load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("t", "s", "one")
+    )
+    assert (teacher.config.objective, teacher.config.level_mean) == ("v", 0.0)
+    assert (student.lineage.recipe, student.lineage.teacher) == ("reflow", teacher.hash)
+    assert (one.lineage.teacher, one.lineage.max_calls) == (student.hash, 1)
+    assert one.config.network == "mlp-256"
+    assert not list(place.glob("*.training"))
+    code, out, _ = model("info", "one.safetensors")
+    assert code == 0
+    assert "distil" in out
+    assert student.hash in out
+
+
+def test_comparison(place: Path, model: Command) -> None:
+    code, out, _ = model(
+        "compare", "t.safetensors", "s.safetensors", "one.safetensors", "--calls", 1, 2, 3,
+        "--windows", 16, "--to", "c",
+    )  # fmt: skip
+    assert code == 0
+    made = json.loads((place / "c.json").read_text())
+    points = {(p["model"], p["solver"], p["calls"]): p for p in made["points"]}
+    # Heun has no two calls; the distilled model has one alone.
+    assert {key[2] for key in points if key[:2] == ("t", "heun")} == {1, 3}
+    assert {key[2] for key in points if key[:2] == ("s", "euler")} == {1, 2, 3}
+    assert [key for key in points if key[0] == "one"] == [("one", "euler", 1)]
+    assert points["t", "dpmpp", 2]["paired"] > 0
+    assert points["s", "euler", 2]["levels"] == "even"
+    assert out.count("| s | euler |") == 3
+    assert (place / "c.md").read_text() in out
+    if os.environ.get("CI") or (place / "c.png").exists():
+        from PIL import Image
+
+        with Image.open(place / "c.png") as picture:
+            assert picture.size == (1500, 500)
+
+
+def test_pairs_are_made_once(place: Path, model: Command) -> None:
+    before = (place / "s.pairs.safetensors").stat().st_mtime_ns
+    code, out, _ = model("reflow", "t.safetensors", *FEW, "--out", "s2.safetensors",
+                         "--pairs-file", "s.pairs.safetensors")  # fmt: skip
+    assert code == 0
+    assert "pairs" not in out
+    assert (place / "s.pairs.safetensors").stat().st_mtime_ns == before
+    first, second = (
+        load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("s", "s2")
+    )
+    for a, b in zip(first.denoiser.parameters(), second.denoiser.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (("reflow", "t.safetensors", "--out", "s.safetensors"), "exists already"),
+    (("reflow", "nothing.safetensors", "--out", "x.safetensors"), "nothing.safetensors"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--anneal", "1"), "anneal must lie"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--network", "big"), "big"),
+    (("distill", "t.safetensors", "--out", "x.safetensors",
+      "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
+    (("compare",), "name the files"),
+    (("compare", "t.safetensors", "--calls", "0"), "calls must be"),
+    (("train", "--path", "straight"), "straight"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence(args: tuple[str, ...], said: str, model: Command) -> None:
+    code, _, err = model(*args)
+    assert code == 2
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_few_calls_in_a_run(
+    place: Path, model: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A distilled model refuses more levels than one before anything is trained."""
+    options = ["run", "--algo", "bc", "--updates", "4", "--augment", "unguided",
+               "--eval-every", "0", "--final-episodes", "1", "--out", "runs", "--device", "cpu",
+               "--augment.model-file", "one.safetensors"]  # fmt: skip
+    assert main([*options, "--augment.levels", "4"]) == 2
+    assert "distilled for 1 network call" in capsys.readouterr().err
+
+
+def test_energy_distance_of_points_by_hand() -> None:
+    a, b = torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[[1.0]], [[4.0]]])
+    # Between: 1, 4, 1, 2, mean 2; within: 2 and 3.
+    assert energy_distance(a, b) == pytest.approx(2 * 2 - 2 - 3)
