@@ -164,7 +164,7 @@ class _Yardstick:
         sigmas = model.levels(levels)
         noise = _noise(model, self.windows, self.seed)
         begun = time.perf_counter()
-        rows = SAMPLERS[solver](denoise, float(sigmas[0]) * noise, sigmas)
+        rows = SAMPLERS[solver](denoise, model.start(noise, levels), sigmas)
         seconds = time.perf_counter() - begun
         made = model.codec.decode(rows)
         found = self.inspector.inspect(made, policy)

@@ -206,6 +206,7 @@ def _solve(model: WorldModel, levels: int, solver: Solver) -> Draw:
     sigmas, sample = model.levels(levels), SAMPLERS[chosen(solver, model, levels)]
 
     def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
-        return sample(denoise, model.noise(n, float(sigmas[0]), generator=random), sigmas)
+        start = model.start(model.noise(n, 1.0, generator=random), levels)
+        return sample(denoise, start, sigmas)
 
     return draw

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
 
 Prediction = Literal["x0", "eps", "v", "v_sd", "score", "edm"]
 """clean, noise, velocity, angular velocity a eps - b x0, score, EDM's F (at unit data variance)."""
@@ -181,6 +181,13 @@ class MeanReverting:
     def time(self, sigma: Tensor, /) -> Tensor:
         """From 1 / a^2 = 1 + (sigma / spread)^2."""
         return torch.log1p((sigma / self.spread) ** 2) / (2 * self.rate)
+
+
+def sigma_at(path: Path, t: Tensor, most: float = SIGMA_MAX) -> Tensor:
+    """EDM's levels b / a of times, the same shape; no more than `most`, as a(1) may be 0."""
+    # In floats the cosine of pi / 2 may be a tiny number of either sign.
+    sigma = torch.where(t < 1, path.b(t) / path.a(t), math.inf)
+    return sigma.clamp(max=most)
 
 
 def coefficients(of: Prediction, path: Path, t: Tensor) -> tuple[Tensor, Tensor]:

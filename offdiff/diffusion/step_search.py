@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from offdiff.core.errors import InputError
-from offdiff.diffusion.clocks import Clock, sigma_at, time_at
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.paths import Cosine, Path, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler, sample_heun
 
 Sample = Callable[[Denoise, Tensor, Tensor], Tensor]
@@ -85,7 +85,7 @@ def search_steps(
     sample: Sample = sample_euler,
     *,
     steps: int = 4,
-    clock: Clock = "vp_cos",
+    clock: Path = Cosine(),  # noqa: B008  frozen
     evolution: Evolution | None = None,
     fine_steps: int = 64,
     fresh_batches: int = 16,
@@ -98,7 +98,7 @@ def search_steps(
     """The levels with which `sample` comes nearest to the fine ODE of the same model.
 
     shape: (B, *E) of the noise a candidate is scored on, and of every call; B of 256 to 512.
-    sample: must be deterministic; sample_euler is DDIM.
+    sample: must be deterministic; sample_euler is DDIM. clock: whose times are the genes.
     fine_steps: of Heun's method on EDM's grid, the reference.
     fresh_batches: batches of the same shape on which finalists are scored again.
     spread: the data's standard deviation, see start_at.
@@ -155,9 +155,9 @@ def search_steps(
     return Found(_levels(best, clock, sigma_max), best_error, uniform_error, evaluations)
 
 
-def _levels(times: Tensor, clock: Clock, sigma_max: float) -> Tensor:
+def _levels(times: Tensor, clock: Path, sigma_max: float) -> Tensor:
     """(K,) rising times -> (K + 1,) falling levels, the last 0."""
-    levels = sigma_at(times, clock, sigma_max)
+    levels = sigma_at(clock, times, sigma_max)
     return torch.cat((levels.flip(0), levels.new_zeros(1)))
 
 
@@ -166,10 +166,10 @@ def _uniform(steps: int) -> Tensor:
 
 
 def _first_generation(
-    steps: int, clock: Clock, sigma_max: float, evolution: Evolution, generator: torch.Generator
+    steps: int, clock: Path, sigma_max: float, evolution: Evolution, generator: torch.Generator
 ) -> list[Tensor]:
     """The uniform grid, EDM's, and of the rest half mutations of the two, half random."""
-    known = [_uniform(steps), time_at(karras_sigmas(steps, sigma_max=sigma_max)[:-1], clock)]
+    known = [_uniform(steps), clock.time(karras_sigmas(steps, sigma_max=sigma_max)[:-1])]
     known = [_tidy(times) for times in known][: evolution.population]
     rest = evolution.population - len(known)
     mutated = [_mutated(known[i % 2], evolution.rate, generator) for i in range(rest // 2)]

@@ -22,8 +22,9 @@ from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoiser
 from offdiff.diffusion.networks import build_network
-from offdiff.diffusion.paths import Cosine
+from offdiff.diffusion.paths import Cosine, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas
+from offdiff.diffusion.step_search import start_at
 
 MODEL = "model.safetensors"
 CURVE_LEVELS = 20
@@ -125,14 +126,23 @@ class WorldModel:
         if self.lineage.teacher:
             path = Cosine()
             latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
-            times = latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
-            return torch.cat((path.b(times[:-1]) / path.a(times[:-1]), torch.zeros(1)))
+            return sigma_at(
+                path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
+            )
         return karras_sigmas(steps)
 
     @property
     def device(self) -> torch.device:
         """Where it samples."""
         return self.codec.mean.device
+
+    def start(self, noise: Tensor, steps: int) -> Tensor:
+        """Where sampling with `levels(steps)` starts, given standard normal numbers (n, T, D).
+
+        Searched levels begin low, where the data's own variance counts: as in their search.
+        """
+        first = float(self.levels(steps)[0])
+        return start_at(noise, first) if steps in self.grids else first * noise
 
     def noise(self, n: int, sigma: float, *, generator: torch.Generator) -> Tensor:
         """(n, T, D) pure noise of standard deviation sigma: where sampling starts."""

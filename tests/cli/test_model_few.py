@@ -93,6 +93,27 @@ def test_comparison(place: Path, model: Command) -> None:
             assert picture.size == (1500, 500)
 
 
+def test_searched_levels_are_kept_and_used(place: Path, model: Command) -> None:
+    code, out, _ = model("search-steps", "t.safetensors", "--steps", 2, "--generations", 1,
+                         "--windows", 8, "--out", "searched.safetensors")  # fmt: skip
+    assert code == 0
+    assert "RMSE to the fine ODE" in out
+    before, after = (
+        load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("t", "searched")
+    )
+    assert list(after.grids) == [2]
+    assert after.levels(2).tolist() == [*after.grids[2], 0.0]
+    assert torch.equal(after.levels(3), before.levels(3))
+    assert after.hash == before.hash  # pairs of the one are pairs of the other
+    noise = torch.ones(1, 5, after.codec.columns)
+    start = float(after.start(noise, 2)[0, 0, 0])
+    assert start == pytest.approx((after.grids[2][0] ** 2 + 1) ** 0.5)
+    code, out, _ = model("info", "searched.safetensors")
+    assert "levels of 2 steps" in out
+    code, out, _ = model("compare", "searched.safetensors", "--calls", 2, "--windows", 8)
+    assert "| searched | euler | searched | 2 |" in out
+
+
 def test_pairs_are_made_once(place: Path, model: Command) -> None:
     before = (place / "s.pairs.safetensors").stat().st_mtime_ns
     code, out, _ = model("reflow", "t.safetensors", *FEW, "--out", "s2.safetensors",
@@ -114,6 +135,8 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("distill", "t.safetensors", "--out", "x.safetensors", "--network", "big"), "big"),
     (("distill", "t.safetensors", "--out", "x.safetensors",
       "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
+    (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
+    (("search-steps", "one.safetensors"), "distilled for 1 network call"),
     (("compare",), "name the files"),
     (("compare", "t.safetensors", "--calls", "0"), "calls must be"),
     (("train", "--path", "straight"), "straight"),

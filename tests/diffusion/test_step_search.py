@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from offdiff.core.errors import InputError
-from offdiff.diffusion.clocks import Clock, sigma_at, time_at
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
 from offdiff.diffusion.oracles import Mixture
+from offdiff.diffusion.paths import Cosine, Path, RectifiedFlow, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler, sample_heun
 from offdiff.diffusion.step_search import Evolution, Found, search_steps, start_at
 
@@ -49,7 +49,7 @@ def test_halves_the_error_of_the_uniform_grid(seed: int) -> None:
     )
     assert found.error <= 0.5 * found.uniform_error
     # It finds that the noisiest steps are of no use (the spec's prototype: 0.83 to 0.93).
-    assert time_at(found.sigmas[0], "vp_cos") < 0.95
+    assert Cosine().time(found.sigmas[0]) < 0.95
 
 
 def test_reported_errors_hold_on_noise_of_ones_own() -> None:
@@ -62,7 +62,7 @@ def test_reported_errors_hold_on_noise_of_ones_own() -> None:
         return sample_euler(MIXTURE, start_at(noise, float(sigmas[0])), sigmas)
 
     goal = sample_heun(MIXTURE, start_at(noise, SIGMA_MAX), karras_sigmas(40))
-    uniform = sigma_at(torch.tensor([1.0, 2 / 3, 1 / 3, 0.0], dtype=noise.dtype), "vp_cos")
+    uniform = sigma_at(Cosine(), torch.tensor([1.0, 2 / 3, 1 / 3, 0.0], dtype=noise.dtype))
     for sigmas, error in ((found.sigmas, found.error), (uniform, found.uniform_error)):
         assert_close(float((run(sigmas) - goal).square().mean().sqrt()), error, rtol=0.25, atol=0.0)
 
@@ -98,7 +98,7 @@ def test_generations_only_get_better_and_are_reported() -> None:
         (32, 2),
         sample_heun,
         steps=1,
-        clock="rf",
+        clock=RectifiedFlow(),
         evolution=SHORT,
         fine_steps=8,
         fresh_batches=1,
@@ -128,13 +128,13 @@ def test_grids_that_diverge_lose() -> None:
     assert found.error < 10
 
 
-@pytest.mark.parametrize("clock", ["vp_cos", "rf"])
-def test_clocks_name_levels(clock: Clock) -> None:
+@pytest.mark.parametrize("path", [Cosine(), RectifiedFlow()])
+def test_times_name_levels(path: Path) -> None:
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    assert_close(time_at(sigma_at(t, clock), clock), t)
-    assert_close(sigma_at(t, clock)[1].item(), 1.0)
+    assert_close(path.time(sigma_at(path, t)), t)
+    assert_close(sigma_at(path, t)[1].item(), 1.0)
     for dtype in (torch.float32, torch.float64):
-        assert sigma_at(torch.ones(1, dtype=dtype), clock).item() == SIGMA_MAX
+        assert sigma_at(path, torch.ones(1, dtype=dtype)).item() == SIGMA_MAX
 
 
 def test_what_cannot_be_searched_is_told() -> None:
@@ -146,8 +146,6 @@ def test_what_cannot_be_searched_is_told() -> None:
         search_steps(MIXTURE, (8, 2), steps=4, fine_steps=3)
     with pytest.raises(InputError, match="sigma_max"):
         search_steps(MIXTURE, (8, 2), sigma_max=0.0)
-    with pytest.raises(InputError, match="unknown clock 'vp'"):
-        search_steps(MIXTURE, (8, 2), clock="vp")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="must fit into a population of 10"):
         Evolution(population=10)
     with pytest.raises(InputError, match="negative"):

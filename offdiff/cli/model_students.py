@@ -1,28 +1,22 @@
-"""`offdiff model reflow | distill | compare`: models that need few network calls, and how good."""
+"""`offdiff model reflow | distill`: students that need few network calls."""
 
-import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
+from offdiff.cli.model_files import File, load
 from offdiff.core.errors import InputError
-from offdiff.core.files import require_writable, write_text
-from offdiff.core.numerics import use_fastest_exact_matmul
+from offdiff.core.files import require_writable
 from offdiff.diffusion.reflow import PairsConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from offdiff.augment.base import Source
     from offdiff.diffusion.config import ModelConfig
     from offdiff.diffusion.couplings import Pairs
-    from offdiff.diffusion.solvers import Solver
     from offdiff.diffusion.world_model import WorldModel
-    from offdiff.few_steps import Comparison
 
 REFLOW = """Train a student on pairs of noise and a teacher's windows: 2 to 8 network calls will do.
 
@@ -44,17 +38,6 @@ Examples:
 Best from a reflowed model. More calls make it worse, so they are refused. A smaller network starts
 afresh; --anneal lets it slide into the pairs (SlimFlow), which helps when pairs are few.
 """
-COMPARE = """Quality against network calls: one table, one plot.
-
-Examples:
-  offdiff model compare teacher.safetensors student.safetensors --dataset hopper-medium-v2
-  offdiff model compare *.safetensors --dataset hopper-medium-v2 --calls 1 2 4 --to comparison
-
-All models get the same noise; students are compared with what their teacher makes of it, if it is
-among the models.
-"""
-File = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
-Files = Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE")]
 
 
 def main(command: str, args: list[str]) -> int:
@@ -62,7 +45,6 @@ def main(command: str, args: list[str]) -> int:
     actions: dict[str, tuple[Callable[..., None], str]] = {
         "model reflow": (reflow, REFLOW),
         "model distill": (distill, DISTILL),
-        "model compare": (compare, COMPARE),
     }
     action, description = actions[command]
     tyro.cli(
@@ -111,7 +93,7 @@ def reflow(
     from offdiff.diffusion.reflow import reflow_config
 
     _require_free(out, overwrite)
-    source, model = _load(teacher, dataset, device)
+    source, model = load(teacher, dataset, device)
     changes = {"objective": objective, "law": law, "metric": metric}
     config = _with(reflow_config(model.config), steps, learning_rate, **changes)
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
@@ -153,121 +135,11 @@ def distill(
     if not 0 <= anneal < 1:
         raise InputError(f"anneal must lie in [0, 1), got {anneal}")
     _require_free(out, overwrite)
-    source, model = _load(teacher, dataset, device)
+    source, model = load(teacher, dataset, device)
     config = distil_config(model.config)
     config = _with(config, steps, learning_rate, network=network or config.network)
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
     _student(model, pairs.annealed(anneal), source, config, out, "distil")
-
-
-def compare(
-    files: Files,
-    /,
-    *,
-    dataset: str = "sample",
-    calls: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
-    solvers: tuple[Literal["auto", "heun", "euler", "dpmpp", "unipc", "midpoint"], ...] = (
-        "auto",
-        "dpmpp",
-        "unipc",
-    ),
-    windows: int = 256,
-    seed: int = 0,
-    to: Path | None = None,
-    device: str = "auto",
-) -> None:
-    """Compare models at equal numbers of network calls.
-
-    Args:
-        files: world models of one dataset
-        dataset: what they were trained on
-        calls: numbers of network calls
-        solvers: of each model; auto is Heun, and Euler for students
-        windows: that every model makes
-        seed: of the noise
-        to: also write TO.json, TO.md and, with the extra `plot`, TO.png
-        device: auto, cpu, cuda or cuda:N
-    """
-    from offdiff.few_steps import compare as measure
-
-    if not files:
-        raise InputError("name the files of one or more world models")
-    if min(calls, default=0) < 1 or windows < 2:
-        raise InputError("calls must be at least 1, and windows at least 2")
-    if to is not None:
-        require_writable(to.parent)
-    source, first = _load(files[0], dataset, device)
-    models: dict[str, tuple[WorldModel, tuple[Solver, ...]]] = {}
-    for file in files:
-        model = first if file == files[0] else _model(file, source)
-        own: tuple[Solver, ...] = ("auto",) if model.lineage.max_calls else solvers
-        models[file.name.removesuffix(".safetensors")] = (model, own)
-    comparison = measure(
-        models, source.episodes, source.info, calls,
-        windows=windows, seed=seed, progress=source.progress,
-    )  # fmt: skip
-    print(page(comparison, dataset))
-    if to is not None:
-        write_text(to.with_suffix(".json"), json.dumps(comparison.as_json(), indent=1) + "\n")
-        write_text(to.with_suffix(".md"), page(comparison, dataset))
-        _plot(comparison, to.with_suffix(".png"))
-
-
-def page(comparison: "Comparison", title: str) -> str:
-    """The comparison as Markdown."""
-    head = ("model", "solver", "levels", "calls", "RMSE to the ODE", "energy distance",
-            "dynamics error", "median", "terminals", "s per 100k")  # fmt: skip
-    rows = [head, ("---",) * len(head)]
-    for point in comparison.points:
-        numbers = (point.paired, point.energy, point.dynamics, point.dynamics_median)
-        rows.append((
-            point.model, point.solver, point.levels, str(point.calls),
-            *("-" if value is None else f"{value:.2g}" for value in numbers),
-            f"{point.terminal_rate:.2%}", f"{point.seconds_per_100k:.3g}",
-        ))  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    floor = comparison.dynamics_floor
-    note = (
-        f"The data: energy distance {comparison.energy_floor:.2g} between two samples, terminals "
-        f"{comparison.terminal_rate:.2%}"
-        + (f", dynamics error {floor:.2g}." if floor is not None else ".")
-    )
-    return "\n".join([f"# Few network calls: {title}", "", note, "", *lines, ""])
-
-
-def _plot(comparison: "Comparison", path: Path) -> None:
-    from offdiff.few_step_plots import plot_few_steps
-    from offdiff.plots import can_plot
-
-    if can_plot():
-        plot_few_steps(comparison, path)
-    else:
-        print("no plot: pip install 'offdiff[plot]'", file=sys.stderr)
-
-
-def _load(file: Path, dataset: str, device: str) -> "tuple[Source, WorldModel]":
-    """The data, and a model of them."""
-    from offdiff.augment.base import Source
-    from offdiff.core.numerics import choose_device
-    from offdiff.data.load import load_dataset
-    from offdiff.data.places import cache_dir
-
-    place: torch.device = choose_device(device)
-    data = load_dataset(dataset)
-    source = Source(
-        episodes=data.episodes, info=data.info, device=place, cache=cache_dir(),
-        progress=sys.stderr.isatty(),
-    )  # fmt: skip
-    if place.type == "cpu":
-        use_fastest_exact_matmul()
-    return source, _model(file, source)
-
-
-def _model(file: Path, source: "Source") -> "WorldModel":
-    from offdiff.data.windows import episodes_hash
-    from offdiff.diffusion.world_model import load_model
-
-    return load_model(file.expanduser(), source.device, data_hash=episodes_hash(source.episodes))
 
 
 def _pairs(teacher: "WorldModel", source: "Source", make: PairsConfig, file: Path) -> "Pairs":
