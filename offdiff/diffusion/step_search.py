@@ -5,6 +5,10 @@ differs: the score is the distance to the model's own fine ODE from the same noi
 data are needed and all candidates meet the same noise; times are continuous. Left out: the network
 blocks to skip in every step, the sampler's rule and guidance as genes.
 
+Measured on a mixture of three modes, 3 DDIM steps, three seeds: errors of 0.25 to 0.32 against 1.1
+to 1.2 for the uniform grid. Most of that is the first level: a uniform grid whose first time alone
+is tuned has 0.36.
+
 A grid belongs to one model, one guidance scale and one sampler: search again when one changes.
 """
 
