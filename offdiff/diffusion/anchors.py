@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from offdiff.core.errors import InputError, unknown_name
-from offdiff.diffusion.clocks import Clock, sigma_at
+from offdiff.diffusion.paths import Cosine, Path, sigma_at
 
 Weights = Literal["freq", "all"]
 """freq: anchors as often as the data; all: every one equally often, for plans to choose from."""
@@ -57,11 +57,11 @@ def kmeans(
     return Anchors(centres.view(k, *points.shape[1:]), counts / len(points))
 
 
-def truncated_sigmas(t_start: float, steps: int, clock: Clock = "vp_cos") -> Tensor:
+def truncated_sigmas(t_start: float, steps: int, clock: Path = Cosine()) -> Tensor:  # noqa: B008
     """(steps + 1,) falling levels for any sampler, evenly spaced in time from t_start to 0."""
     if steps < 1 or not 0 < t_start <= 1:
         raise InputError(f"need steps >= 1 and 0 < t_start <= 1, got {steps} and {t_start}")
-    return sigma_at(t_start * torch.linspace(1, 0, steps + 1, dtype=torch.float64), clock)
+    return sigma_at(clock, t_start * torch.linspace(1, 0, steps + 1, dtype=torch.float64))
 
 
 def anchored_start(
