@@ -34,10 +34,10 @@ GUIDED_CALLS = (4, 8, 31)
 STRENGTHS = (1.0, 2.0, 4.0)
 WINDOWS = 256
 CPU = torch.device("cpu")
-CAPTION = f"""{WINDOWS} windows from the same noise. RMSE: to the exact ODE of the same noise (a student's: its
-teacher's), in standard deviations of the data. Energy distance: to windows of held-out episodes.
-Dynamics error: of successors, against the simulator, in variances of the data. Seconds per 100,000
-transitions, one CPU core that had other work."""
+CAPTION = f"""{WINDOWS} windows from the same noise. RMSE: to the exact ODE of the same noise (a
+student's: its teacher's), in standard deviations of the data. Energy distance: to windows of
+held-out episodes. Dynamics error: of successors, against the simulator, in variances of the data.
+Seconds per 100,000 transitions, one CPU core that had other work."""
 
 
 def models_of(folder: Path, dataset: str, data_hash: str) -> dict[str, WorldModel]:

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from offdiff.core.errors import InputError
 from offdiff.diffusion.anchors import Anchors, anchored_start, kmeans, truncated_sigmas
 from offdiff.diffusion.oracles import CorrelatedGaussian, Mixture
-from offdiff.diffusion.paths import Cosine, sigma_at
+from offdiff.diffusion.paths import Cosine, RectifiedFlow, sigma_at
 from offdiff.diffusion.sampling import sample_euler, sample_heun
 
 MIXTURE = Mixture(
@@ -139,7 +139,7 @@ def test_start_is_an_anchor_plus_noise_of_the_level() -> None:
 def test_truncated_levels_fall_from_the_start() -> None:
     sigmas = truncated_sigmas(0.4, 2)
     assert_close(sigmas, sigma_at(Cosine(), torch.tensor([0.4, 0.2, 0.0], dtype=torch.float64)))
-    assert_close(truncated_sigmas(0.5, 1, "rf").tolist(), [1.0, 0.0])
+    assert_close(truncated_sigmas(0.5, 1, RectifiedFlow()).tolist(), [1.0, 0.0])
 
 
 def test_what_cannot_be_done_is_told() -> None:
