@@ -108,7 +108,7 @@ class DiffusionAugmenter:
     def provenance(self) -> dict[str, Any]:
         """What the synthetic data were made with, for the record."""
         codec, config = self.model.codec, self.model.config
-        flops = forward_flops(config.network, codec.columns, codec.horizon + 1)
+        flops = forward_flops(config.network, codec.columns, codec.horizon + 1, widths=codec.widths)
         return {
             "model_hash": config.hash,
             "model_data_hash": self.model.data_hash,

@@ -36,7 +36,8 @@ class ModelConfig:
     """Transitions per window."""
     network: str = "dit-xs"
     """unet-WIDTH (32, 64, 128, 256, 1024), dit-SIZE (xs, tiny, s-, s, b), temporal-WIDTH (32, 64,
-    128) or mlp-WIDTH (128, 256, 512)."""
+    128), mlp-WIDTH (128, 256, 512), or mmdit-SIZE (xs, s-): a transformer with weights of its own
+    for states, for actions, and for reward and terminal."""
     action_map: ActionMap = "linear"
     """How actions become columns: as they are, or through atanh as in PGD's code."""
     terminals: bool = True

@@ -3,6 +3,8 @@
 Tensors are (B batch, T rows, C channels); a row is a token of width d.
 """
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -37,26 +39,11 @@ class DiT(nn.Module):
         if width % heads or width % 2:
             raise ValueError(f"width must be even and a multiple of {heads} heads, got {width}")
         self.tokens = nn.Linear(in_channels, width)
-        self.embed = nn.Sequential(
-            nn.Linear(NOISE_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
+        self.embed = noise_layers(width)
         self.blocks = nn.ModuleList(Block(width, heads, causal) for _ in range(depth))
         self.modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, out_channels)
-        self._initialise()
-
-    def _initialise(self) -> None:
-        noise_layers = set(self.embed.modules())
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                if module in noise_layers:
-                    nn.init.normal_(module.weight, std=0.02)
-                else:
-                    nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        zero = [self.head, *(m.modulation for m in self.modules() if isinstance(m, DiT | Block))]
-        for linear in zero:
-            nn.init.zeros_(linear.weight)
+        initialise(self, self.embed, [self.head, self.modulation])
 
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
         """x (B, T, in_channels), c_noise (B,) -> (B, T, out_channels); any T >= 1."""
@@ -85,18 +72,52 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, T, d), embedding (B, d) -> (B, T, d)."""
-        modulation = self.modulation(embedding).unsqueeze(1).chunk(6, dim=-1)
-        scale_1, shift_1, gate_1, scale_2, shift_2, gate_2 = modulation
-        x = torch.addcmul(x, gate_1, self._attention(modulated_norm(x, scale_1, shift_1)))
+        modulation = self.modulate(embedding)
+        query, key, value = self.before_attention(x, modulation)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        return self.after_attention(x, mixed, modulation)
+
+    def modulate(self, embedding: Tensor) -> Sequence[Tensor]:
+        """(B, d) -> scale, shift and gate of the attention, then of the perceptron, (B, 1, d)."""
+        six: Tensor = self.modulation(embedding)
+        return six.unsqueeze(1).chunk(6, dim=-1)
+
+    def before_attention(
+        self, x: Tensor, modulation: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, d) -> queries, keys and values, each (B, heads, T, d / heads)."""
+        scale, shift, *_ = modulation
+        joint = self.queries_keys_values(modulated_norm(x, scale, shift))
+        query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = (F.rms_norm(t, t.shape[-1:], eps=NORM_EPS) for t in (query, key))
+        return query, key, value
+
+    def after_attention(self, x: Tensor, mixed: Tensor, modulation: Sequence[Tensor]) -> Tensor:
+        """(B, T, d) and the attention's values (B, heads, T, d / heads) -> (B, T, d)."""
+        _, _, gate_1, scale_2, shift_2, gate_2 = modulation
+        x = torch.addcmul(x, gate_1, self.projection(mixed.transpose(1, 2).flatten(-2)))
         return torch.addcmul(x, gate_2, self.perceptron(modulated_norm(x, scale_2, shift_2)))
 
-    def _attention(self, x: Tensor) -> Tensor:
-        joint = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1))
-        query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, T, d / heads)
-        query, key = (F.rms_norm(t, t.shape[-1:], eps=NORM_EPS) for t in (query, key))
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        out: Tensor = self.projection(mixed.transpose(1, 2).flatten(-2))
-        return out
+
+def noise_layers(width: int) -> nn.Sequential:
+    """Sinusoids of the noise level (B, 256) -> embedding (B, width)."""
+    return nn.Sequential(
+        nn.Linear(NOISE_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+    )
+
+
+def initialise(network: nn.Module, embed: nn.Module, zero: Iterable[nn.Module]) -> None:
+    """adaLN-Zero: blocks begin as the identity. zero: further linear layers that begin at 0."""
+    noise = set(embed.modules())
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            if module in noise:
+                nn.init.normal_(module.weight, std=0.02)
+            else:
+                nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for linear in (*zero, *(m.modulation for m in network.modules() if isinstance(m, Block))):
+        nn.init.zeros_(linear.get_parameter("weight"))
 
 
 def modulated_norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

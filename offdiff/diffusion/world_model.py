@@ -146,7 +146,9 @@ def make_denoiser(config: ModelConfig, codec: Codec) -> Denoiser:
     mixed = config.levels == "mixed"
     extra = len(GROUPS) if mixed else 0
     columns, rows = codec.columns, config.horizon + 1
-    network = build_network(config.network, columns + extra, columns, rows=rows)
+    network = build_network(
+        config.network, columns + extra, columns, rows=rows, widths=codec.widths
+    )
     denoiser = Denoiser(network, codec.slots, codec.widths, level_channels=mixed)
     return denoiser.to(codec.mean.device)
 

@@ -196,7 +196,8 @@ def test_dit_refuses_a_width_that_heads_do_not_divide() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_named_networks_can_be_built(name: str) -> None:
     with torch.device("meta"):
-        out = build_network(name, 7, 6, rows=5)(torch.empty(2, 5, 7), torch.empty(2))
+        net = build_network(name, 7, 6, rows=5, widths=(3, 1, 1, 1))
+        out = net(torch.empty(2, 5, 7), torch.empty(2))
     assert out.shape == (2, 5, 6)
 
 
