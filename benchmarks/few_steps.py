@@ -59,7 +59,7 @@ def measure(name: str, folder: Path, agents: Path) -> dict[str, Any]:
     """One dataset's record."""
     torch.set_num_threads(1)
     loaded = load_dataset(name)
-    dataset = loaded.info.dataset_id
+    dataset = loaded.info.name
     models = models_of(folder, dataset, episodes_hash(loaded.episodes))
     asked = {kind: (model, solvers_of(model)) for kind, model in models.items()}
     data = (loaded.episodes, loaded.info)

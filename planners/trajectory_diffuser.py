@@ -13,6 +13,7 @@ from torch import Tensor
 
 from offdiff.core.planning import Plan, Situation
 from offdiff.data.plan_windows import PlanBatch
+from offdiff.diffusion.anchors import kmeans
 from offdiff.diffusion.sampling import karras_sigmas, sample_ddim
 from offdiff.planners.base import PlannerConfig, PlannerModule, require_horizon
 from offdiff.planners.diffuser import SIGMA_MAX, SIGMA_MIN
@@ -23,6 +24,7 @@ from offdiff.planners.parts import InverseDynamics, StateValue, choose, pick
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
 from offdiff.planners.task import Task
 
+MOST_ANCHORS = 4096
 GENERATOR_WINDOWS = 64
 """Windows of a batch that the generator learns from: it learns at every row of each."""
 
@@ -40,10 +42,14 @@ class TrajectoryDiffuserConfig(PlannerConfig):
     """Plans per decision, refined from one proposal with different noise."""
     levels: int = 2
     """Denoising steps; 0 follows the proposal as it is."""
-    start: Literal["proposal", "noise"] = "proposal"
-    """What the denoising starts from: the proposal with as much noise as it errs, or noise."""
+    start: Literal["proposal", "anchors", "noise"] = "proposal"
+    """What the denoising starts from: the proposal with as much noise as it errs; what the data did
+    from states like this one (DiffusionDrive), which takes no network call; or noise."""
     start_level: float | None = None
-    """Noise on the proposal, in standard deviations of the data; None: its measured error."""
+    """Noise on proposals and anchors, in standard deviations of the data; None: their measured
+    error."""
+    anchors: int = 256
+    """Typical windows of the data; each candidate starts from another one of the nearest."""
     warm_start: bool = False
     """Take the plan before, moved on, for the proposal wherever it came true."""
     guidance: float = 1.0
@@ -70,6 +76,11 @@ class TrajectoryDiffuserConfig(PlannerConfig):
         super().__post_init__()
         if self.start == "noise" and self.levels == 0:
             raise ValueError("levels must be at least 1 to start from noise")
+        if self.start == "anchors" and not self.candidates <= self.anchors <= MOST_ANCHORS:
+            raise ValueError(
+                f"anchors must lie in [{self.candidates} (the candidates), {MOST_ANCHORS}], got "
+                f"{self.anchors}"
+            )
         if self.start_level is not None and not 0 < self.start_level <= SIGMA_MAX:
             raise ValueError(f"start_level must lie in (0, {SIGMA_MAX:g}], got {self.start_level}")
         if self.generator_width % 4 or self.generator_width < 4 or self.generator_depth < 1:
@@ -101,6 +112,7 @@ class TrajectoryDiffuser(PlannerModule):
     known: Tensor
     start: Tensor
     errors: Tensor
+    anchors: Tensor
 
     def __init__(self, config: TrajectoryDiffuserConfig, task: Task) -> None:
         super().__init__()
@@ -118,10 +130,19 @@ class TrajectoryDiffuser(PlannerModule):
         self.register_buffer("known", known, persistent=False)
         self.register_buffer("start", torch.tensor(1.0))
         self.register_buffer("errors", torch.zeros(config.horizon))
+        if config.start == "anchors":
+            self.register_buffer(
+                "anchors", torch.zeros(config.anchors, config.horizon, spec.obs_dim)
+            )
 
     def begin(self, batch: PlanBatch, /) -> None:
-        """Measures the spreads of plans."""
+        """Measures the spreads of plans, and their clusters."""
         self.frame.begin(batch)
+        if self.config.start == "anchors":
+            rows = self.frame.encode(batch.obs[:, : self.config.horizon])
+            generator = torch.Generator(rows.device).manual_seed(0)
+            found = kmeans(rows, self.config.anchors, restarts=2, rounds=30, generator=generator)
+            self.anchors.copy_(found.centres)
 
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:
         """Of the four parts; the denoiser learns from the first H rows of a window."""
@@ -153,11 +174,14 @@ class TrajectoryDiffuser(PlannerModule):
     def calibrate(self, held: PlanBatch, /, *, generator: torch.Generator) -> None:
         """Measures how far proposals are off: as much noise is put on them (spec 14.4)."""
         past, rows = self.config.history, self.config.horizon
-        obs, to_go = self.frame.standardise(held.obs), self.task.condition(held.to_go)
-        ahead = self.generator.rollout(
-            obs[:, :past], to_go[:, :past], held.real[:, :past], rows - 1, unit=self._unit
-        )
-        proposal = self._as_rows(held.obs[:, past - 1], ahead)
+        if self.config.start == "anchors":
+            proposal = self._nearest(held.obs[:, past - 1], 1)[:, 0]
+        else:
+            obs, to_go = self.frame.standardise(held.obs), self.task.condition(held.to_go)
+            ahead = self.generator.rollout(
+                obs[:, :past], to_go[:, :past], held.real[:, :past], rows - 1, unit=self._unit
+            )
+            proposal = self._as_rows(held.obs[:, past - 1], ahead)
         later = held.counts[:, past - 1 :, None].expand_as(proposal)
         square = (proposal - self.frame.encode(held.obs[:, past - 1 :])).square() * later
         error = (square.sum((0, 2)) / later.sum((0, 2)).clamp(min=1)).sqrt()
@@ -170,15 +194,19 @@ class TrajectoryDiffuser(PlannerModule):
         goal = self.task.goal if c.pin_goal else None
         decided, known = known_rows(situation, c.horizon, goal)
         values = self.frame.encode(decided)
-        proposal, calls = values, 0
-        if c.start == "proposal":
+        candidates, calls = values[:, None], 0
+        if c.start == "anchors":
+            candidates = self._nearest(situation.obs, n)
+        elif c.start == "proposal":
             proposal, calls = self._propose(situation)
-            proposal = torch.where(known, values, proposal)
-        candidates = proposal[:, None]
+            candidates = proposal[:, None]
+        candidates = torch.where(known[:, None], values[:, None], candidates)
+        proposal = candidates[:, 0]
         if c.levels:
             condition = self.task.condition(situation.wanted[:, -1])
             refined = self._refine(
-                *(t.repeat_interleave(n, 0) for t in (proposal, values, known, condition)),
+                candidates.expand(-1, n, -1, -1).flatten(0, 1),
+                *(t.repeat_interleave(n, 0) for t in (values, known, condition)),
                 generator=generator,
             )
             candidates = refined.unflatten(0, (-1, n))
@@ -217,6 +245,11 @@ class TrajectoryDiffuser(PlannerModule):
             history, to_go, situation.remembered, c.horizon - 1, unit=self._unit
         )
         return self._as_rows(situation.obs, ahead), c.horizon - 1
+
+    def _nearest(self, obs: Tensor, n: int) -> Tensor:
+        """(B, n, H, O) rows of the anchors that begin nearest to the observations (B, O)."""
+        distance = torch.cdist(self.frame.standardise(obs), self.anchors[:, 0])
+        return self.anchors[distance.topk(n, dim=1, largest=False).indices]
 
     @property
     def _unit(self) -> Tensor:

@@ -177,3 +177,30 @@ def test_diffusers_steps_up_the_gradient_have_a_closed_form(two_modes: Dataset) 
     torch.testing.assert_close(moved, expected)
     edit(x, torch.full((2,), 1.0))
     assert torch.equal(edit(x, torch.full((2,), 0.5)), x)  # the last two levels are unguided
+
+
+def test_anchors_are_what_the_data_did_from_here(two_modes: Dataset) -> None:
+    """Every candidate starts from another cluster, without a network call before the levels."""
+    config = replace(CONFIG, start="anchors", anchors=32, levels=2)
+    fit = PlannerFit.start(
+        config, Task.of(two_modes), two_modes.episodes, updates=300, seed=0, device=CPU
+    )
+    made = fit_planner(
+        fit, Path(), "", log=lambda *_: None, log_every=300, checkpoint_seconds=math.inf
+    )
+    assert isinstance(made, TrajectoryDiffuser)
+    assert 0 < made.start_sigma() < 1
+    plan = ask(made, somewhere())
+    assert plan.calls == 2
+    assert plan.obs is not None
+    assert plan.candidates is not None
+    assert torch.equal(plan.obs[:, 0], somewhere().obs)
+    # The data go up or down: the candidates hold both, and few of them neither.
+    x = torch.from_numpy(two_modes.episodes.obs)[:, 0]
+    usual = float((x[H - 1 :] - x[: 1 - H])[:4].abs().mean())
+    moved = (plan.candidates[:, :, -1, 0] - plan.candidates[:, :, 0, 0]) / usual
+    assert float(moved.abs().median()) == pytest.approx(1.0, abs=0.3)
+    assert bool((moved > 0.5).any())
+    assert bool((moved < -0.5).any())
+    with pytest.raises(ValueError, match="anchors must lie in"):
+        replace(CONFIG, start="anchors", anchors=2)
