@@ -24,7 +24,8 @@ from offdiff.planners.parts import InverseDynamics, StateValue, choose, pick
 from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_given, sequence_loss
 from offdiff.planners.task import Task
 
-MOST_ANCHORS = 4096
+ANCHORS = 256
+"""Typical windows of the data that candidates may start from, each from another one."""
 GENERATOR_WINDOWS = 64
 """Windows of a batch that the generator learns from: it learns at every row of each."""
 
@@ -48,8 +49,6 @@ class TrajectoryDiffuserConfig(PlannerConfig):
     start_level: float | None = None
     """Noise on proposals and anchors, in standard deviations of the data; None: their measured
     error."""
-    anchors: int = 256
-    """Typical windows of the data; each candidate starts from another one of the nearest."""
     warm_start: bool = False
     """Take the plan before, moved on, for the proposal wherever it came true."""
     guidance: float = 1.0
@@ -76,11 +75,8 @@ class TrajectoryDiffuserConfig(PlannerConfig):
         super().__post_init__()
         if self.start == "noise" and self.levels == 0:
             raise ValueError("levels must be at least 1 to start from noise")
-        if self.start == "anchors" and not self.candidates <= self.anchors <= MOST_ANCHORS:
-            raise ValueError(
-                f"anchors must lie in [{self.candidates} (the candidates), {MOST_ANCHORS}], got "
-                f"{self.anchors}"
-            )
+        if self.start == "anchors" and self.candidates > ANCHORS:
+            raise ValueError(f"there are {ANCHORS} anchors to start from, fewer than candidates")
         if self.start_level is not None and not 0 < self.start_level <= SIGMA_MAX:
             raise ValueError(f"start_level must lie in (0, {SIGMA_MAX:g}], got {self.start_level}")
         if self.generator_width % 4 or self.generator_width < 4 or self.generator_depth < 1:
@@ -131,9 +127,7 @@ class TrajectoryDiffuser(PlannerModule):
         self.register_buffer("start", torch.tensor(1.0))
         self.register_buffer("errors", torch.zeros(config.horizon))
         if config.start == "anchors":
-            self.register_buffer(
-                "anchors", torch.zeros(config.anchors, config.horizon, spec.obs_dim)
-            )
+            self.register_buffer("anchors", torch.zeros(ANCHORS, config.horizon, spec.obs_dim))
 
     def begin(self, batch: PlanBatch, /) -> None:
         """Measures the spreads of plans, and their clusters."""
@@ -141,7 +135,7 @@ class TrajectoryDiffuser(PlannerModule):
         if self.config.start == "anchors":
             rows = self.frame.encode(batch.obs[:, : self.config.horizon])
             generator = torch.Generator(rows.device).manual_seed(0)
-            found = kmeans(rows, self.config.anchors, restarts=2, rounds=30, generator=generator)
+            found = kmeans(rows, ANCHORS, restarts=2, rounds=30, generator=generator)
             self.anchors.copy_(found.centres)
 
     def losses(self, batch: PlanBatch, /, *, generator: torch.Generator) -> dict[str, Tensor]:

@@ -181,7 +181,7 @@ def test_diffusers_steps_up_the_gradient_have_a_closed_form(two_modes: Dataset) 
 
 def test_anchors_are_what_the_data_did_from_here(two_modes: Dataset) -> None:
     """Every candidate starts from another cluster, without a network call before the levels."""
-    config = replace(CONFIG, start="anchors", anchors=32, levels=2)
+    config = replace(CONFIG, start="anchors", levels=2)
     fit = PlannerFit.start(
         config, Task.of(two_modes), two_modes.episodes, updates=300, seed=0, device=CPU
     )
@@ -202,5 +202,5 @@ def test_anchors_are_what_the_data_did_from_here(two_modes: Dataset) -> None:
     assert float(moved.abs().median()) == pytest.approx(1.0, abs=0.3)
     assert bool((moved > 0.5).any())
     assert bool((moved < -0.5).any())
-    with pytest.raises(ValueError, match="anchors must lie in"):
-        replace(CONFIG, start="anchors", anchors=2)
+    with pytest.raises(ValueError, match="fewer than candidates"):
+        replace(CONFIG, start="anchors", candidates=257)
