@@ -6,7 +6,8 @@
 
 D is a name in $D4RL_DATASET_DIR or a path; results/README.md has the commands that made the models,
 `M/<dataset>-<kind>.safetensors`. A holds the policies, as for benchmarks/synthetic.py. All models
-get the same noise, on one thread. Guided lines are means over the policies.
+get the same noise, on one thread. Guided lines are means over the policies. What is stopped goes
+on when repeated.
 """
 
 import argparse
@@ -30,7 +31,6 @@ from offdiff.results import code_version, system
 
 RESULTS = Path(__file__).parents[1] / "results"
 CALLS = (1, 2, 4, 8, 16, 32)
-GUIDED_CALLS = (4, 8, 31)
 STRENGTHS = (1.0, 2.0, 4.0)
 WINDOWS = 256
 CPU = torch.device("cpu")
@@ -55,44 +55,58 @@ def solvers_of(model: WorldModel) -> tuple[Solver, ...]:
     return ("euler",) if model.lineage.max_calls else ("auto", "dpmpp", "unipc")
 
 
-def measure(name: str, folder: Path, agents: Path) -> dict[str, Any]:
-    """One dataset's record."""
+def guided_jobs(models: dict[str, WorldModel]) -> list[tuple[str, Solver, int]]:
+    """Kind, solver and calls of the guided lines: a teacher in full, and ways to fewer calls."""
+    jobs: list[tuple[str, Solver, int]] = [("edm", "heun", 31), ("edm", "unipc", 8)]
+    jobs += [("edm", "unipc", 4), ("searched", "euler", 4)]
+    jobs += [("reflow", "euler", calls) for calls in (2, 4, 8, 31)]
+    return [job for job in jobs if job[0] in models]
+
+
+def measure(name: str, folder: Path, agents: Path, file: Path) -> None:
+    """One dataset's record, written part by part; what is there is not made again."""
     torch.set_num_threads(1)
     loaded = load_dataset(name)
-    dataset = loaded.info.name
-    models = models_of(folder, dataset, episodes_hash(loaded.episodes))
-    asked = {kind: (model, solvers_of(model)) for kind, model in models.items()}
+    models = models_of(folder, loaded.info.name, episodes_hash(loaded.episodes))
     data = (loaded.episodes, loaded.info)
-    plain = compare(asked, *data, CALLS, windows=WINDOWS, progress=True)
-    guided = []
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    if not record:
+        asked = {kind: (model, solvers_of(model)) for kind, model in models.items()}
+        plain = compare(asked, *data, CALLS, windows=WINDOWS, progress=True)
+        record = {
+            "dataset": loaded.info.name,
+            "windows": WINDOWS,
+            "code": {**code_version(), "command": "python benchmarks/few_steps.py"},
+            "system": system(CPU, "default"),
+            "models": {kind: about(model) for kind, model in models.items()},
+            "plain": plain.as_json(),
+            "guided": [],
+        }
+        write_text(file, json.dumps(record, indent=1) + "\n")
     task = str(loaded.info.env_id).partition("-")[0]
     for agent in AGENTS if list(agents.glob(f"*_{task}.npz")) else ():
         policy = Agent(agents / f"{agent}_{task}.npz")
         for strength in STRENGTHS:
-            points = compare(
-                asked, *data, GUIDED_CALLS, policy=policy, strength=strength, windows=WINDOWS,
-                progress=True,
-            ).points  # fmt: skip
-            guided += [
-                {"policy": agent, "strength": strength, **dataclasses.asdict(p)} for p in points
-            ]
+            for kind, solver, calls in guided_jobs(models):
+                key = {"policy": agent, "strength": strength, "model": kind, "asked": calls}
+                if any(key.items() <= row.items() for row in record["guided"]):
+                    continue
+                (point,) = compare(
+                    {kind: (models[kind], (solver,))}, *data, (calls,), policy=policy,
+                    strength=strength, windows=WINDOWS,
+                ).points  # fmt: skip
+                record["guided"].append({**key, **dataclasses.asdict(point)})
+                write_text(file, json.dumps(record, indent=1) + "\n")
+
+
+def about(model: WorldModel) -> dict[str, Any]:
+    """What a model is, for the record."""
     return {
-        "dataset": dataset,
-        "windows": WINDOWS,
-        "code": {**code_version(), "command": "python benchmarks/few_steps.py"},
-        "system": system(CPU, "default"),
-        "models": {
-            kind: {
-                "hash": model.hash,
-                "config": dataclasses.asdict(model.config),
-                "lineage": dataclasses.asdict(model.lineage),
-                "grids": {str(k): list(v) for k, v in model.grids.items()},
-                "validation_loss": model.validation[-1][1],
-            }
-            for kind, model in models.items()
-        },
-        "plain": plain.as_json(),
-        "guided": guided,
+        "hash": model.hash,
+        "config": dataclasses.asdict(model.config),
+        "lineage": dataclasses.asdict(model.lineage),
+        "grids": {str(k): list(v) for k, v in model.grids.items()},
+        "validation_loss": model.validation[-1][1],
     }
 
 
@@ -167,8 +181,8 @@ def main() -> None:
     if not args.table:
         if not (args.dataset and args.models and args.agents):
             parser.error("--dataset, --models and --agents are needed, or --table")
-        record = measure(args.dataset, args.models, args.agents)
-        write_text(folder / f"{record['dataset']}.json", json.dumps(record, indent=1) + "\n")
+        file = folder / f"{Path(args.dataset).stem}.json"
+        measure(args.dataset, args.models, args.agents, file)
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     write_text(args.results / "tables" / "few-steps.md", page(records))
     for record in records:

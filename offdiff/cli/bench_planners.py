@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class BenchOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, measures, prints; the exit code."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(BenchOptions, args=args, prog=f"offdiff {command}", config=flags)
+    options = parse_options(BenchOptions, args, command)
     from offdiff import planner_speed, results
     from offdiff.core import numerics
     from offdiff.data.load import load_dataset

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 
 
@@ -46,7 +46,7 @@ class EvalOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, evaluates, prints; the exit code."""
-    options = tyro.cli(EvalOptions, args=args, prog=f"offdiff {command}")
+    options = parse_options(EvalOptions, args, command)
     from offdiff import reevaluate
 
     folders = reevaluate.seed_folders(options.run)

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
+
+from offdiff.cli.options import parse_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class ExportOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, exports, prints the check; the exit code."""
-    options = tyro.cli(ExportOptions, args=args, prog=f"offdiff {command}")
+    options = parse_options(ExportOptions, args, command)
     from offdiff.export import export_policy
     from offdiff.reevaluate import network, seed_folders
 

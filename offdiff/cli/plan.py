@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -58,8 +58,7 @@ class PlanOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, plays, prints; the exit code."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(PlanOptions, args=args, prog=f"offdiff {command}", config=flags)
+    options = parse_options(PlanOptions, args, command)
     from offdiff import reevaluate
     from offdiff.planned_episode import imagination
 

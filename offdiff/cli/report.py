@@ -4,9 +4,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 
 
@@ -46,8 +46,7 @@ class ReportOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, writes, prints; the exit code."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(ReportOptions, args=args, prog="offdiff report", config=flags)
+    options = parse_options(ReportOptions, args, command)
     from offdiff.cli.table import chosen_lines
     from offdiff.records import read_records
     from offdiff.report import write_report

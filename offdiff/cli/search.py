@@ -1,5 +1,6 @@
 """`offdiff search`: hyperparameters chosen on tuning seeds, for a report on others."""
 
+import inspect
 import shlex
 import sys
 from collections.abc import Sequence
@@ -75,7 +76,10 @@ class SearchOptions:
 def main(command: str, args: list[str]) -> int:
     """Parses, searches, prints; 1 if no trial has a score."""
     prog = f"offdiff {command}"
-    options, rest = tyro.cli(SearchOptions, args=args, prog=prog, return_unknown_args=True)
+    options, rest = tyro.cli(
+        SearchOptions, args=args, prog=prog, description=inspect.getdoc(SearchOptions),
+        return_unknown_args=True,
+    )  # fmt: skip
     _refuse_reserved(rest)
     from offdiff.cli.run import parse
     from offdiff.search import Search

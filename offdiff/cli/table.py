@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -63,8 +63,7 @@ class TableOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, computes, prints; the exit code."""
-    flags = (tyro.conf.FlagCreatePairsOff,)
-    options = tyro.cli(TableOptions, args=args, prog="offdiff table", config=flags)
+    options = parse_options(TableOptions, args, command)
     from offdiff.records import read_records
     from offdiff.table_pages import write_tables
 
