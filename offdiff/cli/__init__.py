@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("offdiff.cli.eval", "evaluate a finished run again: more episodes, video, FQE"),
     "augment": ("offdiff.cli.augment", "write synthetic experience as a dataset"),
     "model train": ("offdiff.cli.model", "train a world model and keep it for later runs"),
+    "model quantize": ("offdiff.cli.quantize", "make a world model's linear layers int8"),
     "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
     "model sample": ("offdiff.cli.augment", "write windows of a world model as a dataset"),
     "plan": ("offdiff.cli.plan", "watch a planner plan: pictures, film, how far off it was"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.core.types import Spec
 from offdiff.data.codec import GROUPS, Codec
@@ -19,6 +19,7 @@ from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.denoiser import Denoiser
 from offdiff.diffusion.networks import build_network
+from offdiff.diffusion.quantize import Quantised, pack, unpack
 from offdiff.diffusion.sampling import karras_sigmas
 
 MODEL = "model.safetensors"
@@ -88,7 +89,7 @@ class WorldModel:
 
     def save(self, path: Path) -> None:
         """Writes the model atomically, as safetensors."""
-        tensors = {f"network/{k}": v for k, v in self.denoiser.network.state_dict().items()}
+        tensors = {f"network/{k}": v for k, v in pack(self.denoiser.network).items()}
         tensors |= {f"codec/{k}": v for k, v in self.codec.state_dict().items()}
         tensors |= {"errors/log_sigma": self.errors.log_sigma, "errors/error": self.errors.error}
         meta = {
@@ -98,6 +99,8 @@ class WorldModel:
             "data_hash": self.data_hash,
             "validation": self.validation,
         }
+        if self.denoiser.quantised:
+            meta["quantised"] = dataclasses.asdict(self.denoiser.quantised)
         save_tensors(path, tensors, meta)
 
 
@@ -105,7 +108,8 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
     """Reads a model file, or that of a folder.
 
     data_hash: what the model must have been trained on; None accepts any data.
-    Raises InputError for a damaged or incomplete file, or a model of other data.
+    Raises InputError for a damaged or incomplete file, or a model of other data; MissingExtraError
+    for a quantised one without torchao.
     """
     file = path / MODEL if path.is_dir() else path
     tensors, meta = load_tensors(file)
@@ -117,7 +121,11 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
         weights = {
             k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")
         }
-        denoiser.network.load_state_dict(weights)
+        if "quantised" in meta:
+            denoiser.quantised = Quantised.of(meta["quantised"])
+            unpack(denoiser.network, weights, denoiser.quantised)
+        else:
+            denoiser.network.load_state_dict(weights)
         denoiser.half_precision = device.type == "cuda"
         curve = ErrorCurve(*(tensors[f"errors/{k}"].to(device) for k in ("log_sigma", "error")))
         model = WorldModel(
@@ -128,6 +136,8 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             data_hash=meta["data_hash"],
             validation=tuple(tuple(point) for point in meta["validation"]),
         )
+    except MissingExtraError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -166,5 +176,6 @@ def describe(model: WorldModel) -> dict[str, Any]:
         "action numbers": model.codec.spec.action_dim,
         "parameters": parameters,
         "validation loss": model.validation[-1][1] if model.validation else None,
+        **({"quantised": str(model.denoiser.quantised)} if model.denoiser.quantised else {}),
         **dataclasses.asdict(model.config),
     }
