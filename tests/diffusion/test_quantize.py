@@ -48,13 +48,12 @@ def plain_denoiser(network: nn.Module) -> Denoiser:
 
 @pytest.fixture(scope="module")
 def four_modes() -> tuple[Denoiser, Tensor]:
-    """A residual MLP trained briefly on four smooth paths of 64 numbers, and the data."""
+    """A residual MLP trained briefly on four waves of 64 numbers, and the data."""
     generator = torch.Generator().manual_seed(0)
-    time = torch.linspace(0, math.pi, ROWS)
-    waves = torch.stack([(k * time).sin() for k in range(1, 5)])
-    means = torch.randn(4, COLUMNS, 4, generator=generator) @ waves
-    means = (means / means.std()).mT
-    mixture = Mixture(torch.full((4,), 0.25), means, torch.full((4,), 0.15))
+    time = torch.linspace(0, 2 * math.pi, ROWS)[:, None]
+    phases = 2 * math.pi * torch.rand(4, 1, COLUMNS, generator=generator)
+    means = 2**0.5 * (time + phases).sin()
+    mixture = Mixture(torch.full((4,), 0.25), means, torch.full((4,), 0.1))
     data = mixture.sample(2048, generator=generator)
     data = (data - data.mean()) / data.std()
     with torch.random.fork_rng():
@@ -119,15 +118,19 @@ def test_samples_stay_near_those_of_the_float_model(four_modes: tuple[Denoiser, 
 
 def test_calibration_on_own_states_beats_clean_data(four_modes: tuple[Denoiser, Tensor]) -> None:
     denoiser, data = four_modes
-    clean = data[:1024], torch.full((1024,), 0.002)
+    states = own_states(denoiser)
+    clean = data[:1024]
 
-    def error(states: tuple[Tensor, Tensor] | None) -> float:
-        made = quantize(denoiser, mode="static", states=states)
+    def error(states: tuple[Tensor, Tensor]) -> float:
+        made = quantize(denoiser, mode="static", keep=(), states=states)
         return paired_error(denoiser, made, n=256, levels=12)
 
-    own = error(None)
+    own = error(states)
     assert own < 0.04
-    assert own <= 0.25 * error(clean)
+    # Waves are bounded and noise is not: what is calibrated on them alone clips the first steps.
+    # (With float ends, or on data with tails like the noise's, calibration matters far less.)
+    assert own <= 0.25 * error((clean, states[1]))
+    assert own <= 0.25 * error((clean, torch.full((1024,), 0.002)))
 
 
 def test_own_states_keep_their_own_level(four_modes: tuple[Denoiser, Tensor]) -> None:
