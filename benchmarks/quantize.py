@@ -122,6 +122,7 @@ def main() -> None:
         "columns": model.codec.columns,
         "data_hash": model.data_hash,
         "keep": args.keep,
+        "compared": {"windows": args.windows, "levels": args.levels},
         "device": gpu or cpu_name(),
         "threads": args.threads,
         "torch": torch.__version__,

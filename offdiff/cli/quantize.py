@@ -17,10 +17,10 @@ COMPARED, LEVELS = 128, 18
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeOptions:
-    """Make a world model's linear layers int8, for throughput at large batches.
+    """Make a world model's linear layers int8: a quarter of their size, in the file and in use.
 
-    A quarter of the memory of its weights; slower on small batches on a CPU, so measure first
-    (benchmarks/quantize.py). Distil first, quantise last.
+    Speed depends on the processor: without int8 instructions (VNNI) dynamic and static are many
+    times slower than float, so measure first (benchmarks/quantize.py). Distil first, quantise last.
 
     Examples:
       offdiff model quantize model.safetensors --out int8.safetensors
