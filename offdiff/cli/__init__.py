@@ -12,6 +12,7 @@ COMMANDS = {
     "eval": ("offdiff.cli.eval", "evaluate a finished run again: more episodes, video, FQE"),
     "augment": ("offdiff.cli.augment", "write synthetic experience as a dataset"),
     "model train": ("offdiff.cli.model", "train a world model and keep it for later runs"),
+    "model quantize": ("offdiff.cli.quantize", "make a world model's linear layers int8"),
     "model info": ("offdiff.cli.model", "describe a world model, or list those in the cache"),
     "model reflow": ("offdiff.cli.model_students", "train a student that needs few network calls"),
     "model distill": ("offdiff.cli.model_students", "train a student that needs one network call"),

@@ -72,7 +72,7 @@ def sample(
     transitions: int,
     to: str,
     levels: int = 16,
-    solver: Literal["heun", "euler", "dpmpp"] = "heun",
+    solver: Literal["auto", "heun", "euler", "dpmpp", "unipc", "midpoint"] = "auto",
     seed: int = 0,
     device: str = "auto",
     threads: int = 1,
@@ -89,8 +89,8 @@ def sample(
         transitions: how many, before windows are cut at terminals
         to: new file ending in .hdf5, or new Minari id such as me/hopper/unguided-v0
         levels: noise levels of the sampler
-        solver: heun: second order, two network calls per level; dpmpp: second order, one; euler:
-            first order
+        solver: heun, midpoint: second order, two network calls per level; dpmpp, unipc: second
+            and third, one; euler: first; auto: heun, and euler for distilled models
         seed: of everything random
         device: auto, cpu, cuda or cuda:N
         threads: CPU threads, 0 for all cores

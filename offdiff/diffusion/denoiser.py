@@ -7,13 +7,17 @@ per row (B, T) or per row and group (B, T, G); 0 means observed.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from offdiff.core.errors import InputError
 from offdiff.data.codec import GROUPS
+
+if TYPE_CHECKING:
+    from offdiff.diffusion.quantize import Quantised
 
 LevelMode = Literal["shared", "mixed"]
 SIGMA_MAX = 80.0
@@ -94,6 +98,8 @@ class Denoiser(nn.Module):
         self.network = network
         self.level_channels = level_channels
         self.half_precision = False
+        self.quantised: Quantised | None = None
+        """Set by `offdiff.diffusion.quantize`."""
         self.register_buffer("slots", slots, persistent=False)
         group = torch.repeat_interleave(torch.arange(len(widths)), torch.tensor(widths))
         self.register_buffer("column_group", group.to(slots.device), persistent=False)
@@ -102,7 +108,16 @@ class Denoiser(nn.Module):
         self.terminal = slice(sum(widths[:-1]), sum(widths))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """(B, T, D) at levels sigma -> estimate of the clean window; observed entries unchanged."""
+        """(B, T, D) at levels sigma -> estimate of the clean window; observed entries unchanged.
+
+        Raises InputError for gradients by x through a quantised network.
+        """
+        if self.quantised and x.requires_grad and torch.is_grad_enabled():
+            # Its layers would drop their part without an error; a wrong gradient would be left.
+            raise InputError(
+                "gradients do not pass through a quantised model: guide jointly, or by anything "
+                "else that differentiates the denoiser, with the float model it was made of"
+            )
         s = self.per_element(sigma, x)
         output = self._network(x, sigma, s)
         c_skip, c_out = 1 / (s**2 + 1), s * (s**2 + 1) ** -0.5

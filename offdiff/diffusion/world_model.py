@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offdiff.core.errors import InputError
+from offdiff.core.errors import InputError, MissingExtraError
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.core.types import Spec
 from offdiff.data.codec import GROUPS, Codec
@@ -23,6 +23,7 @@ from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoiser
 from offdiff.diffusion.networks import build_network
 from offdiff.diffusion.paths import Cosine, sigma_at
+from offdiff.diffusion.quantize import Quantised, pack, unpack
 from offdiff.diffusion.sampling import karras_sigmas
 from offdiff.diffusion.step_search import start_at
 
@@ -151,7 +152,7 @@ class WorldModel:
 
     def save(self, path: Path) -> None:
         """Writes the model atomically, as safetensors."""
-        tensors = {f"network/{k}": v for k, v in self.denoiser.network.state_dict().items()}
+        tensors = {f"network/{k}": v for k, v in pack(self.denoiser.network).items()}
         tensors |= {f"codec/{k}": v for k, v in self.codec.state_dict().items()}
         tensors |= {"errors/log_sigma": self.errors.log_sigma, "errors/error": self.errors.error}
         meta = {
@@ -163,6 +164,8 @@ class WorldModel:
             "lineage": dataclasses.asdict(self.lineage),
             "grids": {str(steps): levels for steps, levels in self.grids.items()},
         }
+        if self.denoiser.quantised:
+            meta["quantised"] = dataclasses.asdict(self.denoiser.quantised)
         save_tensors(path, tensors, meta)
 
 
@@ -170,7 +173,8 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
     """Reads a model file, or that of a folder.
 
     data_hash: what the model must have been trained on; None accepts any data.
-    Raises InputError for a damaged or incomplete file, or a model of other data.
+    Raises InputError for a damaged or incomplete file, or a model of other data; MissingExtraError
+    for a quantised one without torchao.
     """
     file = path / MODEL if path.is_dir() else path
     tensors, meta = load_tensors(file)
@@ -182,7 +186,11 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
         weights = {
             k.removeprefix("network/"): v for k, v in tensors.items() if k.startswith("network/")
         }
-        denoiser.network.load_state_dict(weights)
+        if "quantised" in meta:
+            denoiser.quantised = Quantised.of(meta["quantised"])
+            unpack(denoiser.network, weights, denoiser.quantised)
+        else:
+            denoiser.network.load_state_dict(weights)
         denoiser.half_precision = device.type == "cuda"
         curve = ErrorCurve(*(tensors[f"errors/{k}"].to(device) for k in ("log_sigma", "error")))
         model = WorldModel(
@@ -195,6 +203,8 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             lineage=Lineage(**meta.get("lineage", {})),
             grids={int(k): tuple(v) for k, v in meta.get("grids", {}).items()},
         )
+    except MissingExtraError:
+        raise
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
@@ -237,6 +247,7 @@ def describe(model: WorldModel) -> dict[str, Any]:
         "validation loss": model.validation[-1][1] if model.validation else None,
         **{k: v for k, v in dataclasses.asdict(model.lineage).items() if v},
         **{f"levels of {steps} steps": _short(levels) for steps, levels in model.grids.items()},
+        **({"quantised": str(model.denoiser.quantised)} if model.denoiser.quantised else {}),
         **dataclasses.asdict(model.config),
     }
 

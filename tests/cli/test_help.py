@@ -4,7 +4,7 @@ import pytest
 
 from offdiff.cli import COMMANDS, main
 
-WITHOUT = {"model info", "bench status", "data list", "data info", "data convert"}
+WITHOUT = {"model info", "model sample", "bench status", "data list", "data info", "data convert"}
 """Commands whose options need no example."""
 
 
