@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
 from tyro.conf import Positional
 
+from offdiff.cli.options import parse_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable
 
@@ -43,12 +43,7 @@ class QuantizeOptions:
 
 def main(command: str, args: list[str]) -> int:
     """Parses, quantises, writes, prints the comparison; the exit code."""
-    options = tyro.cli(
-        QuantizeOptions,
-        args=args,
-        prog=f"offdiff {command}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    options = parse_options(QuantizeOptions, args, command)
     import torch
 
     from offdiff.diffusion.quantize import paired_error, quantize
