@@ -126,12 +126,22 @@ LOW, HIGH = 1e-3, 0.9875
 
 
 def invert(
-    denoise: Denoise, clean: Tensor, *, steps: int = 10, low: float = LOW, high: float = HIGH
+    denoise: Denoise,
+    clean: Tensor,
+    *,
+    steps: int = 10,
+    low: float = LOW,
+    high: float = HIGH,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """RF-Solver inversion: the point at t = high of the rf path that leads to the clean samples.
 
     `restore` goes back. Euler's rule would return noise of half its variance at five steps.
+    noise: standard normal numbers that make the samples those of level `low`, which they are taken
+    for. Without, directions in which data do not vary are turned into no noise at all.
     """
+    if noise is not None:
+        clean = (1 - low) * clean + low * noise
     times = torch.linspace(low, high, steps + 1, dtype=torch.float64)
     return solve_midpoint(OnPath(denoise, RectifiedFlow()), clean, times)
 

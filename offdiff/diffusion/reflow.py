@@ -81,7 +81,8 @@ def make_pairs(
             made = sample_unipc(denoise, SIGMA_MAX * noise, sigmas, order=3)
             backwards = torch.rand(n, generator=generator, device=noise.device) < config.real_share
             if bool(backwards.any()) and known is None:
-                found = invert(teacher.denoiser, real[backwards], steps=config.levels)
+                least = noise[backwards]
+                found = invert(teacher.denoiser, real[backwards], steps=config.levels, noise=least)
                 # Students start from sigma * noise, without what is left of the window there.
                 made[backwards], noise[backwards] = real[backwards], found / HIGH
             if known is None:

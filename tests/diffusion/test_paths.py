@@ -264,6 +264,19 @@ def test_inversion_and_the_way_back() -> None:
     assert float(spoiled.var()) < 0.7
 
 
+def test_what_does_not_vary_is_inverted_to_noise_all_the_same() -> None:
+    """Data on a line in the plane: across it the noise comes from the level that one starts at."""
+    flat = CorrelatedGaussian(torch.zeros(2, dtype=torch.float64),
+                              torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)))  # fmt: skip
+    clean = normal(20_000, 2) * torch.tensor([1.0, 0.0], dtype=torch.float64)
+    plain = invert(flat, clean, steps=20, high=0.999)
+    noisy = invert(flat, clean, steps=20, high=0.999, noise=normal(20_000, 2, seed=1))
+    assert float(plain[:, 1].std()) < 1e-6
+    assert float(noisy[:, 1].std()) == pytest.approx(0.999, rel=0.02)
+    back = restore(flat, noisy, steps=20, high=0.999)
+    assert float((back - clean).abs().max()) < 0.02
+
+
 def test_a_reverting_process_is_a_path_of_what_is_left() -> None:
     """MRS (iii): N(mu + d, s^2) from a prior about mu, within 1 % at 20 steps."""
     mu = torch.full((1,), 3.0, dtype=torch.float64)
