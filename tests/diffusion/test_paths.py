@@ -266,9 +266,9 @@ def test_inversion_and_the_way_back() -> None:
 
 def test_what_does_not_vary_is_inverted_to_noise_all_the_same() -> None:
     """Data on a line in the plane: across it the noise comes from the level that one starts at."""
-    flat = CorrelatedGaussian(torch.zeros(2, dtype=torch.float64),
-                              torch.diag(torch.tensor([1.0, 0.0], dtype=torch.float64)))  # fmt: skip
-    clean = normal(20_000, 2) * torch.tensor([1.0, 0.0], dtype=torch.float64)
+    along = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    flat = CorrelatedGaussian(torch.zeros(2, dtype=torch.float64), torch.diag(along))
+    clean = along * normal(20_000, 2)
     plain = invert(flat, clean, steps=20, high=0.999)
     noisy = invert(flat, clean, steps=20, high=0.999, noise=normal(20_000, 2, seed=1))
     assert float(plain[:, 1].std()) < 1e-6
