@@ -31,7 +31,7 @@ from offdiff.results import code_version, system
 
 RESULTS = Path(__file__).parents[1] / "results"
 CALLS = (1, 2, 4, 8, 16, 32)
-STRENGTHS = (1.0, 2.0, 4.0)
+STRENGTHS = (1.0, 2.0)
 WINDOWS = 256
 CPU = torch.device("cpu")
 CAPTION = f"""{WINDOWS} windows from the same noise. RMSE: to the exact ODE of the same noise (a

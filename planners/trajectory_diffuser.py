@@ -25,7 +25,7 @@ from offdiff.planners.sequence import SequenceDenoiser, SequenceLaw, sample_give
 from offdiff.planners.task import Task
 
 ANCHORS = 256
-"""Typical windows of the data that candidates may start from, each from another one."""
+"""Typical windows of the data, of which the nearest is a proposal that costs no call."""
 GENERATOR_WINDOWS = 64
 """Windows of a batch that the generator learns from: it learns at every row of each."""
 
@@ -75,8 +75,6 @@ class TrajectoryDiffuserConfig(PlannerConfig):
         super().__post_init__()
         if self.start == "noise" and self.levels == 0:
             raise ValueError("levels must be at least 1 to start from noise")
-        if self.start == "anchors" and self.candidates > ANCHORS:
-            raise ValueError(f"there are {ANCHORS} anchors to start from, fewer than candidates")
         if self.start_level is not None and not 0 < self.start_level <= SIGMA_MAX:
             raise ValueError(f"start_level must lie in (0, {SIGMA_MAX:g}], got {self.start_level}")
         if self.generator_width % 4 or self.generator_width < 4 or self.generator_depth < 1:
@@ -169,7 +167,7 @@ class TrajectoryDiffuser(PlannerModule):
         """Measures how far proposals are off: as much noise is put on them (spec 14.4)."""
         past, rows = self.config.history, self.config.horizon
         if self.config.start == "anchors":
-            proposal = self._nearest(held.obs[:, past - 1], 1)[:, 0]
+            proposal = self._nearest(held.obs[:, past - 1])
         else:
             obs, to_go = self.frame.standardise(held.obs), self.task.condition(held.to_go)
             ahead = self.generator.rollout(
@@ -188,19 +186,17 @@ class TrajectoryDiffuser(PlannerModule):
         goal = self.task.goal if c.pin_goal else None
         decided, known = known_rows(situation, c.horizon, goal)
         values = self.frame.encode(decided)
-        candidates, calls = values[:, None], 0
-        if c.start == "anchors":
-            candidates = self._nearest(situation.obs, n)
-        elif c.start == "proposal":
+        proposal, calls = values, 0
+        if c.start == "proposal":
             proposal, calls = self._propose(situation)
-            candidates = proposal[:, None]
-        candidates = torch.where(known[:, None], values[:, None], candidates)
-        proposal = candidates[:, 0]
+        elif c.start == "anchors":
+            proposal = self._nearest(situation.obs)
+        proposal = torch.where(known, values, proposal)
+        candidates = proposal[:, None]
         if c.levels:
             condition = self.task.condition(situation.wanted[:, -1])
             refined = self._refine(
-                candidates.expand(-1, n, -1, -1).flatten(0, 1),
-                *(t.repeat_interleave(n, 0) for t in (values, known, condition)),
+                *(t.repeat_interleave(n, 0) for t in (proposal, values, known, condition)),
                 generator=generator,
             )
             candidates = refined.unflatten(0, (-1, n))
@@ -240,10 +236,13 @@ class TrajectoryDiffuser(PlannerModule):
         )
         return self._as_rows(situation.obs, ahead), c.horizon - 1
 
-    def _nearest(self, obs: Tensor, n: int) -> Tensor:
-        """(B, n, H, O) rows of the anchors that begin nearest to the observations (B, O)."""
+    def _nearest(self, obs: Tensor) -> Tensor:
+        """(B, H, O) rows of the anchors that begin nearest to the observations (B, O).
+
+        One for all candidates: the value would follow another, which begins elsewhere, for that.
+        """
         distance = torch.cdist(self.frame.standardise(obs), self.anchors[:, 0])
-        return self.anchors[distance.topk(n, dim=1, largest=False).indices]
+        return self.anchors[distance.argmin(dim=1)]
 
     @property
     def _unit(self) -> Tensor:

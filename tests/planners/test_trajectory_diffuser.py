@@ -180,27 +180,21 @@ def test_diffusers_steps_up_the_gradient_have_a_closed_form(two_modes: Dataset) 
 
 
 def test_anchors_are_what_the_data_did_from_here(two_modes: Dataset) -> None:
-    """Every candidate starts from another cluster, without a network call before the levels."""
-    config = replace(CONFIG, start="anchors", levels=2)
+    """A proposal without a network call, off by what it is measured to be."""
     fit = PlannerFit.start(
-        config, Task.of(two_modes), two_modes.episodes, updates=300, seed=0, device=CPU
-    )
+        replace(CONFIG, start="anchors", levels=2), Task.of(two_modes), two_modes.episodes,
+        updates=100, seed=0, device=CPU,
+    )  # fmt: skip
     made = fit_planner(
-        fit, Path(), "", log=lambda *_: None, log_every=300, checkpoint_seconds=math.inf
+        fit, Path(), "", log=lambda *_: None, log_every=100, checkpoint_seconds=math.inf
     )
     assert isinstance(made, TrajectoryDiffuser)
     assert 0 < made.start_sigma() < 1
     plan = ask(made, somewhere())
     assert plan.calls == 2
-    assert plan.obs is not None
-    assert plan.candidates is not None
-    assert torch.equal(plan.obs[:, 0], somewhere().obs)
-    # The data go up or down: the candidates hold both, and few of them neither.
+    assert torch.equal(plan.stages["proposal"][:, 0], somewhere().obs)
+    # The data go up or down by about as much everywhere.
     x = torch.from_numpy(two_modes.episodes.obs)[:, 0]
     usual = float((x[H - 1 :] - x[: 1 - H])[:4].abs().mean())
-    moved = (plan.candidates[:, :, -1, 0] - plan.candidates[:, :, 0, 0]) / usual
+    moved = (plan.stages["proposal"][:, -1, 0] - plan.stages["proposal"][:, 0, 0]) / usual
     assert float(moved.abs().median()) == pytest.approx(1.0, abs=0.3)
-    assert bool((moved > 0.5).any())
-    assert bool((moved < -0.5).any())
-    with pytest.raises(ValueError, match="fewer than candidates"):
-        replace(CONFIG, start="anchors", candidates=257)
