@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 COLOURS = ("#1f5fa8", "#c8553d", "#2a8a57", "#8a3f8f", "#9a7400", "#55606e")
 """One per model, in order of appearance; again from the front beyond six."""
 MARKERS = {"heun": "o", "euler": "s", "dpmpp": "^", "unipc": "D", "midpoint": "v"}
-SMALLEST = 1e-6
-"""What is shown of a distance that came out at 0 or below."""
+SMALLEST = 1e-4
+"""What is shown of a distance that came out lower, or at 0 or below: equal samples, by chance."""
 
 
 def plot_few_steps(comparison: Comparison, path: Path) -> None:
@@ -71,7 +71,8 @@ def _lines(
         panel.annotate("two samples of the data", (0.98, floor), xycoords=("axes fraction", "data"),
                        ha="right", va="bottom", fontsize=8, color="#6b6b6b")  # fmt: skip
     panel.set(xscale="log", yscale="log", xlabel="network calls", title=title)
-    calls = sorted({point.calls for point in comparison.points})
+    most = max(point.calls for point in comparison.points)
+    calls = [2**power for power in range(most.bit_length())]  # Heun's odd numbers lie beside them
     panel.set_xticks(calls, [str(number) for number in calls])
     panel.minorticks_off()
     panel.grid(alpha=0.25)

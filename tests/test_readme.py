@@ -77,7 +77,11 @@ def test_the_example_of_synthetic_experience_runs(
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "CONTRIBUTING.md", "docs/synthetic.md", "docs/planners.md"]
+    "name",
+    [
+        *("README.md", "CONTRIBUTING.md"),
+        *("docs/synthetic.md", "docs/planners.md", "docs/benchmarks.md", "docs/few-steps.md"),
+    ],
 )
 def test_links_lead_to_files(name: str) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", (ROOT / name).read_text()):

@@ -13,7 +13,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    "command", [["parity.py"], ["planner_parts.py", "--table"], ["synthetic.py", "--table"]]
+    "command",
+    [
+        ["parity.py"],
+        ["planner_parts.py", "--table"],
+        ["synthetic.py", "--table"],
+        ["few_steps.py", "--table"],
+        ["steering.py", "--table"],
+    ],
 )
 def test_tables_come_from_the_committed_records(command: list[str], tmp_path: Path) -> None:
     script, *options = command
