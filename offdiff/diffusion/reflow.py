@@ -30,7 +30,7 @@ from offdiff.diffusion.sampling import karras_sigmas, pinned
 from offdiff.diffusion.world_model import Lineage, WorldModel
 
 FARTHEST = 5.0
-"""Standard deviations beyond which a teacher's window is taken for an accident and left out."""
+"""Standard deviations outside the data at which a teacher's window is left out as an accident."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,14 +62,20 @@ def make_pairs(
     """Pairs by the teacher's deterministic ODE, without guidance: it would go stale.
 
     Of a teacher trained with levels="mixed" half of the windows begin in states of the data, so
-    that the student learns to be conditioned as well. Windows with an entry beyond five standard
-    deviations of the data are left out; InputError if that leaves less than half.
+    that the student learns to be conditioned as well. Windows with an entry more than five
+    standard deviations outside the data are left out. Raises InputError if that leaves less than
+    half, and for a teacher that was distilled, which has no ODE.
     """
+    if teacher.lineage.max_calls:
+        raise InputError(
+            "this model was distilled to one call and has no path to learn from; make pairs with "
+            "its teacher"
+        )
     generator = torch.Generator(teacher.device).manual_seed(derive_seed(config.seed, "pairs"))
     sigmas = karras_sigmas(config.levels)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     data = Independent(windows, teacher.codec)
-    bound = FARTHEST + windows_bound(data, generator)
+    bound = FARTHEST + _farthest(data, generator)
     with StepBar("pairs", config.pairs, 0, progress) as bar:
         for start in range(0, config.pairs, config.chunk):
             n = min(config.chunk, config.pairs - start)
@@ -106,7 +112,7 @@ def make_pairs(
     )
 
 
-def windows_bound(data: Independent, generator: torch.Generator) -> Tensor:
+def _farthest(data: Independent, generator: torch.Generator) -> Tensor:
     """(D,) largest entry of some windows of the data, by column."""
     some = data.draw(4096, 0.0, generator=generator).clean
     return some.abs().amax((0, 1))

@@ -136,6 +136,7 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("distill", "t.safetensors", "--out", "x.safetensors",
       "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
     (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
+    (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
     (("search-steps", "one.safetensors"), "distilled for 1 network call"),
     (("compare",), "name the files"),
     (("compare", "t.safetensors", "--calls", "0"), "calls must be"),
