@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from offdiff.cli.options import call_with_options
 from offdiff.data.catalogue import Task
 from offdiff.data.observations import ObsMode
 
@@ -25,13 +26,7 @@ def main(command: str, args: list[str]) -> int:
         "data info": info,
         "data convert": convert,
     }
-    tyro.cli(
-        actions[command],
-        args=args,
-        prog=f"offdiff {command}",
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return 0
+    return call_with_options(actions[command], args, command)
 
 
 def list_datasets(pattern: Pattern = "", every: All = False) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError, unknown_name
 from offdiff.core.files import require_writable
 from offdiff.data.places import cache_dir
@@ -45,14 +46,7 @@ def main(command: str, args: list[str]) -> int:
     if command == "model train":
         action, args = _training(args)
         description = TRAIN
-    tyro.cli(
-        action,
-        args=args,
-        prog=f"offdiff {command}",
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return 0
+    return call_with_options(action, args, command, description)
 
 
 def info(place: Place = None) -> None:

@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import tyro
-
 from offdiff.cli.model_files import File, Files, load, load_of
+from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable, write_text
 
@@ -46,14 +45,7 @@ def main(command: str, args: list[str]) -> int:
         "model compare": (compare, COMPARE),
     }
     action, description = actions[command]
-    tyro.cli(
-        action,
-        args=args,
-        prog=f"offdiff {command}",
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return 0
+    return call_with_options(action, args, command, description)
 
 
 def search_steps(

@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import tyro
-
 from offdiff.cli.model_files import File, load
+from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable
 from offdiff.diffusion.reflow import PairsConfig
@@ -47,14 +46,7 @@ def main(command: str, args: list[str]) -> int:
         "model distill": (distill, DISTILL),
     }
     action, description = actions[command]
-    tyro.cli(
-        action,
-        args=args,
-        prog=f"offdiff {command}",
-        description=description,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    return 0
+    return call_with_options(action, args, command, description)
 
 
 def reflow(

@@ -1,6 +1,7 @@
-"""A command's options from a dataclass, whose docstring is its help."""
+"""Options of a command: a dataclass, whose docstring is its help, or a function's arguments."""
 
 import inspect
+from collections.abc import Callable
 from typing import TypeVar
 
 import tyro
@@ -18,3 +19,17 @@ def parse_options(kind: type[Options], args: list[str], command: str) -> Options
         config=(tyro.conf.FlagCreatePairsOff,),
     )
     return options
+
+
+def call_with_options(
+    action: Callable[..., None], args: list[str], command: str, about: str | None = None
+) -> int:
+    """Calls the function with the options; the exit code. about: instead of its docstring."""
+    tyro.cli(
+        action,
+        args=args,
+        prog=f"offdiff {command}",
+        description=about,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    return 0
