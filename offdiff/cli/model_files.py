@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from offdiff.core.errors import InputError
+from offdiff.core.files import require_writable
 from offdiff.core.numerics import use_fastest_exact_matmul
 
 if TYPE_CHECKING:
@@ -42,3 +44,12 @@ def load_of(file: Path, source: "Source") -> "WorldModel":
     from offdiff.diffusion.world_model import load_model
 
     return load_model(file.expanduser(), source.device, data_hash=episodes_hash(source.episodes))
+
+
+def require_free(out: Path, overwrite: bool) -> None:
+    """Raises InputError unless a new file can be written there."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; name a file in it, such as {out}/model.safetensors")
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already; choose another name, or pass --overwrite")
+    require_writable(out.parent)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from offdiff.cli.model_files import File, Files, load, load_of
+from offdiff.cli.model_files import File, Files, load, load_of, require_free
 from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable, write_text
@@ -58,6 +58,7 @@ def search_steps(
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
+    overwrite: bool = False,
 ) -> None:
     """Search noise levels for few steps of Euler's rule (DDIM).
 
@@ -69,21 +70,25 @@ def search_steps(
         seed: of the search
         out: write the model with its levels here instead
         device: auto, cpu, cuda or cuda:N
+        overwrite: replace `out`
     """
     import torch
 
     from offdiff.core.numerics import choose_device
     from offdiff.diffusion.progress import StepBar
     from offdiff.diffusion.step_search import Evolution, search_steps
-    from offdiff.diffusion.world_model import load_model
+    from offdiff.diffusion.world_model import MODEL, load_model
 
     if windows < 2 or not 0 <= generations <= 10_000 or not 1 <= steps <= 64:
         raise InputError(
             "windows must be at least 2, generations in [0, 10000] and steps in [1, 64]"
         )
     place = choose_device(device)
-    found = load_model(model.expanduser(), place)
-    require_writable((out or model).parent)
+    file = model.expanduser()
+    file = file / MODEL if file.is_dir() else file
+    to = file if out is None else out.expanduser()
+    require_free(to, overwrite or out is None)
+    found = load_model(file, place)
     found.levels(steps)  # a distilled model refuses here
     shape = (windows, found.codec.horizon + 1, found.codec.columns)
     with StepBar("search", generations, 0, sys.stderr.isatty()) as bar, torch.no_grad():
@@ -97,10 +102,10 @@ def search_steps(
             seed=seed, like=torch.empty(0, device=place), fresh_batches=4, report=report,
         )  # fmt: skip
     levels = tuple(best.sigmas[:-1].tolist())
-    replace(found, grids={**found.grids, steps: levels}).save(out or model)
+    replace(found, grids={**found.grids, steps: levels}).save(to)
     shown = " ".join(f"{level:.3g}" for level in levels)
     print(
-        f"{out or model}: levels {shown}\nRMSE to the fine ODE {best.error:.4f} with them, "
+        f"{to}: levels {shown}\nRMSE to the fine ODE {best.error:.4f} with them, "
         f"{best.uniform_error:.4f} with even times, after {best.evaluations} lists"
     )
 

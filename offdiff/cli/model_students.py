@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offdiff.cli.model_files import File, load
+from offdiff.cli.model_files import File, load, require_free
 from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable
@@ -84,7 +84,7 @@ def reflow(
     """
     from offdiff.diffusion.reflow import reflow_config
 
-    _require_free(out, overwrite)
+    require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
     changes = {"objective": objective, "law": law, "metric": metric}
     config = _with(reflow_config(model.config), steps, learning_rate, **changes)
@@ -126,7 +126,7 @@ def distill(
 
     if not 0 <= anneal < 1:
         raise InputError(f"anneal must lie in [0, 1), got {anneal}")
-    _require_free(out, overwrite)
+    require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
     config = distil_config(model.config)
     config = _with(config, steps, learning_rate, network=network or config.network)
@@ -141,7 +141,9 @@ def _pairs(teacher: "WorldModel", source: "Source", make: PairsConfig, file: Pat
     from offdiff.diffusion.reflow import make_pairs
 
     if file.exists():
-        return load_pairs(file, source.device, teacher.hash)
+        pairs = load_pairs(file, source.device, teacher.hash, str(make))
+        print(f"{len(pairs):,} pairs from {file}")
+        return pairs
     require_writable(file.parent)
     windows, _ = split(source.episodes, teacher.config, source.device)
     pairs = make_pairs(teacher, windows, make, progress=source.progress)
@@ -185,9 +187,3 @@ def _student(
     folder.rmdir()
     parameters = sum(p.numel() for p in model.denoiser.parameters())
     print(f"{out}\n{config.network}, {parameters:,} parameters, {config.steps:,} steps")
-
-
-def _require_free(out: Path, overwrite: bool) -> None:
-    require_writable(out.parent)
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} exists already; name another file, or pass --overwrite")

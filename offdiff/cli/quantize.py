@@ -7,9 +7,8 @@ from typing import Literal
 
 from tyro.conf import Positional
 
+from offdiff.cli.model_files import require_free
 from offdiff.cli.options import parse_options
-from offdiff.core.errors import InputError
-from offdiff.core.files import require_writable
 
 COMPARED, LEVELS = 128, 18
 """Windows and noise levels of the comparison."""
@@ -51,11 +50,7 @@ def main(command: str, args: list[str]) -> int:
 
     source, out = options.file.expanduser(), options.out.expanduser()
     source = source / MODEL if source.is_dir() else source
-    if out.is_dir():
-        raise InputError(f"{out} is a folder; name a file in it, such as {out}/int8.safetensors")
-    if out.exists() and not options.overwrite:
-        raise InputError(f"{out} exists already; choose another name, or pass --overwrite")
-    require_writable(out.parent)
+    require_free(out, options.overwrite)
     model = load_model(source, torch.device("cpu"))
     keep = () if options.keep == "none" else tuple(filter(None, options.keep.split(",")))
     denoiser = quantize(model.denoiser, mode=options.mode, keep=keep)

@@ -69,6 +69,8 @@ class Pairs:
     """`WorldModel.hash` of the model that made them"""
     calls: int
     """Network calls per pair"""
+    made: str = ""
+    """What they were asked for with"""
     anneal: float = 0.0
 
     def __len__(self) -> int:
@@ -93,14 +95,20 @@ class Pairs:
         tensors = {"clean": self.clean, "noise": self.noise}
         if self.known is not None:
             tensors["known"] = self.known
-        save_tensors(path, tensors, {"kind": "pairs", "teacher": self.teacher, "calls": self.calls})
+        meta = {"teacher": self.teacher, "calls": self.calls, "made": self.made}
+        save_tensors(path, tensors, {"kind": "pairs", **meta})
 
 
-def load_pairs(path: Path, device: torch.device, teacher: str) -> Pairs:
-    """Reads pairs. Raises InputError if they are damaged or another teacher's."""
+def load_pairs(path: Path, device: torch.device, teacher: str, made: str) -> Pairs:
+    """Reads pairs. Raises InputError if they are damaged, another teacher's, or made otherwise."""
     tensors, meta = load_tensors(path)
     if meta.get("kind") != "pairs" or meta.get("teacher") != teacher:
         raise InputError(f"{path} holds no pairs of this teacher; remove it, or name another file")
+    if meta["made"] != made:
+        raise InputError(
+            f"the pairs in {path} were made with {meta['made']}, not with {made}; ask for the "
+            "same, or name another file"
+        )
     known = tensors.get("known")
     return Pairs(
         clean=tensors["clean"].to(device),
@@ -108,4 +116,5 @@ def load_pairs(path: Path, device: torch.device, teacher: str) -> Pairs:
         known=None if known is None else known.bool().to(device),
         teacher=teacher,
         calls=meta["calls"],
+        made=made,
     )

@@ -47,6 +47,10 @@ class PairsConfig:
     """Windows at a time."""
     seed: int = 0
 
+    def __str__(self) -> str:
+        made = f"pairs {self.pairs}, levels {self.levels}"
+        return f"{made}, real share {self.real_share}, seed {self.seed}"
+
     def __post_init__(self) -> None:
         for name, (low, high) in {
             "pairs": (1, 2**31), "levels": (2, 1000), "real_share": (0, 1), "chunk": (1, 2**20),
@@ -64,13 +68,9 @@ def make_pairs(
     Of a teacher trained with levels="mixed" half of the windows begin in states of the data, so
     that the student learns to be conditioned as well. Windows with an entry more than five
     standard deviations outside the data are left out. Raises InputError if that leaves less than
-    half, and for a teacher that was distilled, which has no ODE.
+    half, and for a teacher that cannot be one.
     """
-    if teacher.lineage.max_calls:
-        raise InputError(
-            "this model was distilled to one call and has no path to learn from; make pairs with "
-            "its teacher"
-        )
+    _require_teacher(teacher)
     generator = torch.Generator(teacher.device).manual_seed(derive_seed(config.seed, "pairs"))
     sigmas = karras_sigmas(config.levels)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -109,7 +109,19 @@ def make_pairs(
         known=known if bool(known.any()) else None,
         teacher=teacher.hash,
         calls=config.levels,
+        made=str(config),
     )
+
+
+def _require_teacher(model: WorldModel) -> None:
+    """Raises InputError for a distilled model, which has no ODE, and for a quantised one."""
+    if model.lineage.max_calls:
+        raise InputError(
+            "this model was distilled to one call and has no path to learn from; learn from its "
+            "teacher"
+        )
+    if model.denoiser.quantised:
+        raise InputError("this model is quantised; learn from the float one, and quantise last")
 
 
 def _farthest(data: Independent, generator: torch.Generator) -> Tensor:
@@ -162,8 +174,10 @@ def train_student(
 
     It starts from the teacher's weights where the networks are the same. Guidance keeps the
     teacher's error curve: the student's own says how well it knows a pair, not what data vary by.
-    Raises InputError for pairs of another teacher, or a loss that stops being finite.
+    Raises InputError for a model that cannot be a teacher, pairs of another one, or a loss that
+    stops being finite.
     """
+    _require_teacher(teacher)
     if pairs.teacher != teacher.hash:
         raise InputError("the pairs were made by another teacher; make them again")
     same = config.network == teacher.config.network

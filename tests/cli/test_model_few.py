@@ -119,7 +119,7 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     code, out, _ = model("reflow", "t.safetensors", *FEW, "--out", "s2.safetensors",
                          "--pairs-file", "s.pairs.safetensors")  # fmt: skip
     assert code == 0
-    assert "pairs" not in out
+    assert "pairs from s.pairs.safetensors" in out
     assert (place / "s.pairs.safetensors").stat().st_mtime_ns == before
     first, second = (
         load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("s", "s2")
@@ -137,6 +137,9 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
       "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
     (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
     (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
+    (("reflow", "t.safetensors", "--out", "x.safetensors", "--pairs-file", "s.pairs.safetensors",
+      "--make.pairs", "7"), "were made with pairs 24"),
+    (("search-steps", "t.safetensors", "--out", "s.safetensors"), "exists already"),
     (("search-steps", "one.safetensors"), "distilled for 1 network call"),
     (("compare",), "name the files"),
     (("compare", "t.safetensors", "--calls", "0"), "calls must be"),
@@ -147,6 +150,14 @@ def test_bad_input_is_one_sentence(args: tuple[str, ...], said: str, model: Comm
     assert code == 2
     assert said in err
     assert "Traceback" not in err
+
+
+def test_a_quantised_model_is_no_teacher(place: Path, model: Command) -> None:
+    pytest.importorskip("torchao", exc_type=ImportError)
+    assert model("quantize", "t.safetensors", "--out", "q.safetensors")[0] == 0
+    code, _, err = model("reflow", "q.safetensors", *FEW, "--out", "x.safetensors")
+    assert code == 2
+    assert "quantise last" in err
 
 
 def test_few_calls_in_a_run(

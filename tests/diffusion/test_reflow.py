@@ -149,10 +149,12 @@ def test_pairs_are_kept_and_belong_to_their_teacher(
     teacher: WorldModel, pairs: Pairs, tmp_path: Path
 ) -> None:
     pairs.save(tmp_path / "p.safetensors")
-    back = load_pairs(tmp_path / "p.safetensors", CPU, teacher.hash)
+    back = load_pairs(tmp_path / "p.safetensors", CPU, teacher.hash, pairs.made)
     assert torch.equal(back.clean, pairs.clean)
     with pytest.raises(InputError, match="no pairs of this teacher"):
-        load_pairs(tmp_path / "p.safetensors", CPU, "another")
+        load_pairs(tmp_path / "p.safetensors", CPU, "another", pairs.made)
+    with pytest.raises(InputError, match="were made with pairs 1500"):
+        load_pairs(tmp_path / "p.safetensors", CPU, teacher.hash, str(PairsConfig(pairs=9)))
     stranger = dataclasses.replace(pairs, teacher="another")
     with pytest.raises(InputError, match="made by another teacher"):
         train_student(teacher, stranger, EPISODES, reflow_config(teacher.config), tmp_path,
