@@ -26,6 +26,7 @@ from offdiff.data.catalogue import recognise
 from offdiff.grid import read_grid
 from offdiff.grid_plan import wanted
 from offdiff.lines import Line, lines_of
+from offdiff.markdown import markdown_table
 from offdiff.records import read_records
 from offdiff.tables import interval
 
@@ -80,13 +81,12 @@ def _peer_scores(line: Line, records: Iterable[Mapping[str, Any]]) -> dict[int, 
 def page(pairs: Iterable[Pair]) -> str:
     """The table as Markdown, two rows per pair."""
     head = ["dataset", "method", "library", "score", "95 %", "seeds", "verdict"]
-    rows = [head, ["---"] * len(head)]
+    rows = [head]
     for pair in pairs:
         name = [pair.ours.dataset, pair.ours.method.label]
         rows.append([*name, "offdiff", *_numbers(pair.ours.values), pair.verdict])
         rows.append([*name, PEER, *_numbers(list(pair.peer.values())), ""])
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([f"# Parity with {PEER}", "", CAPTION, "", *lines, ""])
+    return "\n".join([f"# Parity with {PEER}", "", CAPTION, "", markdown_table(rows), ""])
 
 
 def _numbers(values: list[float]) -> list[str]:

@@ -33,7 +33,8 @@ from offdiff.diffusion.paths import RectifiedFlow
 from offdiff.diffusion.sampling import sample_euler
 from offdiff.diffusion.steering import Steer, policy_cost, sample_steered
 from offdiff.diffusion.world_model import WorldModel
-from offdiff.few_steps import energy_distance
+from offdiff.distances import energy_distance
+from offdiff.markdown import markdown_table
 from offdiff.results import code_version, system
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -178,30 +179,25 @@ def page(records: list[dict[str, Any]]) -> str:
     for record in records:
         for kind, found in record["models"].items():
             lines += [f"## {record['dataset']}, {kind}, policy {record['policy']}", ""]
-            lines += _table([
+            lines += [markdown_table([
                 ["method", "steps", "log-likelihood", "residual std", "dynamics error", "seconds",
                  "graph, MB per step"],
                 *([r["method"], str(r["steps"]), f"{r['log_likelihood']:.2f}",
                    f"{r['residual_std']:.2f}", _number(r["dynamics"]), f"{r['seconds']:.2f}",
                    f"{r['graph_mb_per_step']:.1f}"] for r in found["steered"]),
-            ])  # fmt: skip
+            ]), ""]  # fmt: skip
             inverted = found["inverted"]
-            lines += _table([
+            lines += [markdown_table([
                 ["there and back", "steps each way", "RMS", "variance of the noise"],
                 *([r["rule"], str(r["steps"]), _number(r["rms"]), f"{r['noise_variance']:.3f}"]
                   for r in inverted["rounds"]),
-            ])  # fmt: skip
-            lines += _table([
+            ]), ""]  # fmt: skip
+            lines += [markdown_table([
                 ["windows", "log-likelihood", "dynamics error", "RMS from the recorded ones"],
                 *([name, f"{r['log_likelihood']:.2f}", _number(r["dynamics"]),
                    f"{r['distance']:.3f}"] for name, r in inverted["edit"].items()),
-            ])  # fmt: skip
+            ]), ""]  # fmt: skip
     return "\n".join(lines)
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    rows = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    return ["| " + " | ".join(row) + " |" for row in rows] + [""]
 
 
 def _number(value: float | None) -> str:

@@ -21,6 +21,7 @@ from offdiff.core.types import Batch, Trajectories
 from offdiff.data.dataset import DatasetInfo
 from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows
+from offdiff.distances import to_nearest, wasserstein
 from offdiff.policy import DeployedPolicy
 from offdiff.simulate import DynamicsError, can_restore, dynamics_error
 
@@ -28,8 +29,6 @@ SAMPLES = 256
 """Windows that are looked at."""
 REFERENCES = 200_000
 """Windows of the data among which the nearest is sought."""
-CHUNK = 4_096
-"""Of them compared at a time."""
 RECORDED = 16
 """Recorded transitions to compare with, per window that is looked at."""
 OTHERS = 0.1
@@ -221,7 +220,7 @@ class Inspector:
         if yardstick is None or not full.any():
             return None
         points, usual = yardstick
-        return _nearest(self._points(sample)[full], points) / usual
+        return to_nearest(self._points(sample)[full], points) / usual
 
     def _yardstick(self, horizon: int) -> tuple[Tensor, float] | None:
         """Recorded windows as points, and the distance of others to them; None without others."""
@@ -239,7 +238,7 @@ class Inspector:
         near = random.permutation(np.flatnonzero(~other))[: self._references]
         far = random.permutation(np.flatnonzero(other))[: self._samples]
         points, others = (self._points(windows.cut(torch.from_numpy(at))) for at in (near, far))
-        usual = _nearest(others, points)
+        usual = to_nearest(others, points)
         return (points, usual) if usual > 0 else None
 
     def _points(self, windows: Trajectories) -> Tensor:
@@ -276,26 +275,7 @@ def policy_agreement(
     return found if all(math.isfinite(value) for value in vars(found).values()) else None
 
 
-def wasserstein(a: Tensor, b: Tensor) -> float | None:
-    """1-Wasserstein distance of samples (M, D) and (M', D) by quantiles, mean over D."""
-    if not len(a) or not len(b):
-        return None
-    at = (np.arange(1000) + 0.5) / 1000
-    first, second = (np.quantile(sample.double().numpy(), at, axis=0) for sample in (a, b))
-    return float(np.abs(first - second).mean())
-
-
 def _take(windows: Trajectories, index: NDArray[np.int64]) -> Trajectories:
     """Some of the windows, on the CPU."""
     at = torch.from_numpy(np.sort(index)).to(windows.reward.device)
     return Trajectories(**{name: value[at].cpu() for name, value in vars(windows).items()})
-
-
-def _nearest(points: Tensor, references: Tensor) -> float:
-    """Mean Euclidean distance to the nearest reference."""
-    best = torch.full((len(points),), math.inf)
-    for chunk in references.split(CHUNK):
-        nearest = chunk[torch.cdist(points, chunk).argmin(1)]
-        # Once more without cdist's cancellation: copies are at 0.
-        best = torch.minimum(best, (points - nearest).norm(dim=1))
-    return float(best.mean())

@@ -25,6 +25,7 @@ from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.sampling import karras_sigmas
 from offdiff.diffusion.solvers import SAMPLERS, Solver, calls_of, chosen, levels_of
 from offdiff.diffusion.world_model import WorldModel
+from offdiff.distances import energy_distance
 
 FINE = 64
 """Calls of the third-order rule that stand for the exact ODE."""
@@ -185,21 +186,6 @@ class _Yardstick:
             terminal_rate=found.terminal_rate,
             seconds_per_100k=seconds / max(1, int(made.mask.sum())) * 100_000,
         )
-
-
-def energy_distance(a: Tensor, b: Tensor) -> float:
-    """2 E|a - b| - E|a - a'| - E|b - b'| of windows (N, T, D) in standard deviations.
-
-    Distances are root mean squares over the entries; pairs of a sample with itself do not count,
-    so that equal laws give 0 on average, and less half of the time.
-    """
-    size = a[0].numel() ** 0.5
-    a, b = a.flatten(1) / size, b.flatten(1) / size
-
-    def within(x: Tensor) -> float:
-        return float(torch.cdist(x, x).sum() / (len(x) * (len(x) - 1)))
-
-    return 2 * float(torch.cdist(a, b).mean()) - within(a) - within(b)
 
 
 def _noise(model: WorldModel, n: int, seed: int) -> Tensor:

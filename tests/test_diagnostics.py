@@ -14,7 +14,7 @@ from offdiff.data.dataset import Dataset, DatasetInfo
 from offdiff.data.episodes import Episodes
 from offdiff.data.load import load_dataset
 from offdiff.data.windows import Windows
-from offdiff.diagnostics import Diagnostics, Inspector, policy_agreement, wasserstein
+from offdiff.diagnostics import Diagnostics, Inspector, policy_agreement
 
 CPU = torch.device("cpu")
 HORIZON = 8
@@ -246,14 +246,7 @@ def test_no_novelty_without_windows_to_compare(episodes: Episodes) -> None:
     assert Inspector(info(), episodes).inspect(windows(noise(4, seed=1)), None).novelty is None
 
 
-def test_wasserstein_of_a_shift(inspector: Inspector) -> None:
-    a = torch.randn(500, 3, generator=torch.Generator().manual_seed(0))
-    assert wasserstein(a + torch.tensor([0.5, 0.0, -1.0]), a) == pytest.approx(0.5, rel=1e-5)
-    # Of two normals with one mean: the difference of the stds times E|z|.
-    many = torch.randn(50_000, 1, generator=torch.Generator().manual_seed(0))
-    expected = math.sqrt(2 / math.pi)
-    assert wasserstein(many, 2 * many.flip(0)) == pytest.approx(expected, rel=0.01)
-    assert wasserstein(a[:0], a) is None
+def test_distances_to_the_data(inspector: Inspector) -> None:
     found = inspector.inspect(windows(noise(60, seed=5, shift=2.0)), None)
     # Two of three numbers are shifted, by 2 standard deviations.
     assert found.wasserstein_obs == pytest.approx(4 / 3, abs=0.05)

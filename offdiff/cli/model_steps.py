@@ -11,6 +11,7 @@ from offdiff.cli.model_files import File, Files, load, load_of, require_free
 from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable, write_text
+from offdiff.markdown import markdown_table
 
 if TYPE_CHECKING:
     from offdiff.diffusion.solvers import Solver
@@ -167,7 +168,7 @@ def page(comparison: "Comparison", title: str) -> str:
     """The comparison as Markdown."""
     head = ("model", "solver", "levels", "calls", "RMSE to the ODE", "energy distance",
             "dynamics error", "median", "terminals", "s per 100k")  # fmt: skip
-    rows = [head, ("---",) * len(head)]
+    rows = [head]
     for point in comparison.points:
         numbers = (point.paired, point.energy, point.dynamics, point.dynamics_median)
         rows.append((
@@ -175,14 +176,13 @@ def page(comparison: "Comparison", title: str) -> str:
             *("-" if value is None else f"{value:.2g}" for value in numbers),
             f"{point.terminal_rate:.2%}", f"{point.seconds_per_100k:.3g}",
         ))  # fmt: skip
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
     floor = comparison.dynamics_floor
     note = (
         f"The data: energy distance {comparison.energy_floor:.2g} between two samples, terminals "
         f"{comparison.terminal_rate:.2%}"
         + (f", dynamics error {floor:.2g}." if floor is not None else ".")
     )
-    return "\n".join([f"# Few network calls: {title}", "", note, "", *lines, ""])
+    return "\n".join([f"# Few network calls: {title}", "", note, "", markdown_table(rows), ""])
 
 
 def _plot(comparison: "Comparison", path: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from offdiff.cli import main
 from offdiff.diffusion import fit
 from offdiff.diffusion.world_model import load_model
-from offdiff.few_steps import energy_distance
 
 pytestmark = pytest.mark.usefixtures("own_matmul")
 TINY = (
@@ -169,9 +168,3 @@ def test_few_calls_in_a_run(
                "--augment.model-file", "one.safetensors"]  # fmt: skip
     assert main([*options, "--augment.levels", "4"]) == 2
     assert "distilled for 1 network call" in capsys.readouterr().err
-
-
-def test_energy_distance_of_points_by_hand() -> None:
-    a, b = torch.tensor([[[0.0]], [[2.0]]]), torch.tensor([[[1.0]], [[4.0]]])
-    # Between: 1, 4, 1, 2, mean 2; within: 2 and 3.
-    assert energy_distance(a, b) == pytest.approx(2 * 2 - 2 - 3)

@@ -30,7 +30,7 @@ from offdiff.diffusion.reflow import (
 )
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler
 from offdiff.diffusion.world_model import WorldModel, load_model
-from offdiff.few_steps import energy_distance
+from offdiff.distances import energy_distance
 
 CPU = torch.device("cpu")
 EPISODES = linear_gaussian(300, 12, terminal_share=0.5)
