@@ -19,7 +19,7 @@ from offdiff.environments import make_simulator
 Float64Array = NDArray[np.float64]
 BoolArray = NDArray[np.bool_]
 
-RESTORABLE = r"(Hopper|HalfCheetah|Walker2d)-v[45]"
+RESTORABLE = r"(Hopper|HalfCheetah|Walker2d)-v[45]|PointMaze_\w+-v3"
 CLIPPED_VELOCITY = 9.99
 """Hopper's and Walker2d's observations clip velocities at 10: beyond, the state is not known."""
 
@@ -74,22 +74,23 @@ class Restorer:
         if not can_restore(env_id):
             raise InputError(
                 f"the state of {env_id} cannot be restored from its observations; "
-                "Hopper, HalfCheetah and Walker2d can (-v4, -v5)"
+                "Hopper, HalfCheetah and Walker2d can (-v4, -v5), and PointMaze (-v3)"
             )
         self._simulator = make_simulator(env_id)
         # Without the wrappers, which count steps and refuse some.
         self._env: Any = self._simulator.env.unwrapped
         self._simulator.reset(0)
-        self._clips = not env_id.startswith("HalfCheetah")
+        self._clips = env_id.startswith(("Hopper", "Walker2d"))
+        self._layout = _in_maze if env_id.startswith("PointMaze") else _as_body
+        self._physics: Any = getattr(self._env, "point_env", self._env)
 
     def successors(
         self, obs: NDArray[np.floating[Any]], action: NDArray[np.floating[Any]]
     ) -> Successors:
         """Steps once from every observation (N, O) with its action (N, A), clipped to [-1, 1].
 
-        qpos is [0, obs[:nq - 1]], qvel the rest: observations leave out the first coordinate, on
-        which nothing depends. A row's outcome depends on that row alone. Raises InputError for
-        widths that are not the environment's.
+        A row's outcome depends on that row alone. Raises InputError for widths that are not the
+        environment's.
         """
         spec = self._simulator.spec
         if obs.shape[1:] != (spec.obs_dim,) or action.shape != (len(obs), spec.action_dim):
@@ -98,40 +99,39 @@ class Restorer:
                 f"{spec.action_dim} action numbers, the transitions have shapes {obs.shape} and "
                 f"{action.shape}"
             )
-        positions = self._env.model.nq - 1
         valid = np.isfinite(obs).all(1) & np.isfinite(action).all(1)
         if self._clips:
-            valid &= (np.abs(obs[:, positions:]) < CLIPPED_VELOCITY).all(1)
+            valid &= (np.abs(obs[:, self._physics.model.nq - 1 :]) < CLIPPED_VELOCITY).all(1)
         next_obs, reward = np.zeros(obs.shape), np.zeros(len(obs))
         terminated = np.zeros(len(obs), np.bool_)
         box = self._env.action_space
         scaled = box.low + (np.clip(action, -1, 1) + 1) / 2 * (box.high - box.low)
         with _silent():
             for i in np.flatnonzero(valid):
-                outcome = self._step(obs[i, :positions], obs[i, positions:], scaled[i])
+                outcome = self._step(obs[i], scaled[i])
                 valid[i] = outcome is not None
                 if outcome is not None:
                     next_obs[i], reward[i], terminated[i] = outcome
         return Successors(next_obs, reward, terminated, valid)
 
     def _step(
-        self,
-        position: NDArray[np.floating[Any]],
-        velocity: NDArray[np.floating[Any]],
-        action: NDArray[np.floating[Any]],
+        self, obs: NDArray[np.floating[Any]], action: NDArray[np.floating[Any]]
     ) -> tuple[Float64Array, float, bool] | None:
         """Next observation, reward, task ended; None where the simulation blows up."""
         import mujoco
 
-        model, data = self._env.model, self._env.data
+        data = self._physics.data
         # Also forgets the contact forces of the row before, from which MuJoCo's solver would start,
         # and its warnings. Not `set_state`, which computes forces that the step computes again.
-        mujoco.mj_resetData(model, data)
-        data.qpos[1:] = position
-        data.qvel[:] = velocity
+        mujoco.mj_resetData(self._physics.model, data)
+        data.qpos[:], data.qvel[:], goal = self._layout(obs, self._physics.model.nq)
+        if goal is not None:
+            self._env.goal = goal
         next_obs, reward, terminated, _, _ = self._env.step(action)
         # MuJoCo warns, and goes on from its initial pose, after numbers that are too large.
         unstable = data.warning.number.any()
+        if isinstance(next_obs, dict):
+            next_obs = np.concatenate([next_obs[name] for name in sorted(next_obs)])
         return None if unstable else (next_obs, float(reward), bool(terminated))
 
     def __enter__(self) -> "Restorer":
@@ -139,6 +139,22 @@ class Restorer:
 
     def __exit__(self, *_: object) -> None:
         self._simulator.close()
+
+
+def _as_body(
+    obs: NDArray[np.floating[Any]], positions: int
+) -> tuple[Float64Array, Float64Array, None]:
+    """qpos, qvel: observations leave out the first coordinate, on which nothing depends."""
+    state = np.concatenate(([0.0], obs))
+    return state[:positions], state[positions:], None
+
+
+def _in_maze(
+    obs: NDArray[np.floating[Any]], positions: int
+) -> tuple[Float64Array, Float64Array, Float64Array]:
+    """qpos, qvel, goal of (achieved goal, desired goal, qpos, qvel) as four parts."""
+    _, goal, position, velocity = obs.astype(np.float64).reshape(4, positions)
+    return position, velocity, goal
 
 
 def dynamics_error(

@@ -2,10 +2,12 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from offdiff.core.errors import InputError
 from offdiff.core.types import Batch
@@ -36,20 +38,24 @@ def test_recorded_hopper_steps_are_reproduced(sample: Episodes) -> None:
     assert found.terminated[ok].any()
 
 
-@pytest.mark.parametrize("version", ["v4", "v5"])
-@pytest.mark.parametrize("body", ["Hopper", "HalfCheetah", "Walker2d"])
-def test_every_body_is_put_back_exactly(body: str, version: str) -> None:
-    env_id = f"{body}-{version}"
+@pytest.mark.parametrize(
+    "env_id",
+    [
+        *(f"{b}-{v}" for b in ("Hopper", "HalfCheetah", "Walker2d") for v in ("v4", "v5")),
+        "PointMaze_Medium-v3",
+    ],
+)
+def test_every_body_is_put_back_exactly(env_id: str) -> None:
     random = np.random.default_rng(0)
     rows = []
     with make_simulator(env_id) as simulator:
         env = simulator.env.unwrapped
-        obs, _ = env.reset(seed=0)
+        obs = flat(env.reset(seed=0)[0])
         for _ in range(60):
             action = random.uniform(-1, 1, simulator.spec.action_dim)
             following, reward, terminated, _, _ = env.step(action)
-            rows.append((obs, action, following, reward, terminated))
-            obs = env.reset(seed=1)[0] if terminated else following
+            rows.append((obs, action, flat(following), reward, terminated))
+            obs = flat(env.reset(seed=1)[0] if terminated else following)
     obs, action, following, reward, terminated = (
         np.array(column) for column in zip(*rows, strict=True)
     )
@@ -61,6 +67,20 @@ def test_every_body_is_put_back_exactly(body: str, version: str) -> None:
     np.testing.assert_allclose(found.next_obs[ok], following[ok], atol=1e-9)
     np.testing.assert_allclose(found.reward[ok], reward[ok], atol=1e-9)
     np.testing.assert_array_equal(found.terminated[ok], terminated[ok])
+
+
+def flat(obs: Any) -> NDArray[np.float64]:
+    """A goal environment's observation in the datasets' order, any other as it is."""
+    return np.concatenate([obs[name] for name in sorted(obs)]) if isinstance(obs, dict) else obs
+
+
+def test_the_goal_of_a_maze_is_put_back() -> None:
+    here = [0.5, 0.5]
+    obs = np.array([[*here, 0.6, 0.5, *here, 0, 0], [*here, 2.5, 0.5, *here, 0, 0]])
+    with Restorer("PointMaze_UMaze-v3") as restorer:
+        found = restorer.successors(obs, np.zeros((2, 2)))
+    assert found.reward.tolist() == [1, 0], "within 0.45 of the goal, and not"
+    np.testing.assert_array_equal(found.next_obs[:, 2:4], obs[:, 2:4])
 
 
 def test_rows_do_not_depend_on_each_other(sample: Episodes) -> None:
@@ -100,6 +120,7 @@ def test_actions_beyond_the_bounds_are_clipped(sample: Episodes) -> None:
 
 def test_what_cannot_be_restored(sample: Episodes) -> None:
     assert can_restore("Walker2d-v5")
+    assert can_restore("PointMaze_Medium-v3")
     assert not can_restore("Ant-v4")
     assert not can_restore("Hopper-v3")
     assert not can_restore(None)

@@ -168,7 +168,7 @@ def page(comparison: "Comparison", title: str) -> str:
     """The comparison as Markdown."""
     head = ("model", "solver", "levels", "calls", "RMSE to the ODE", "energy distance",
             "dynamics error", "median", "terminals", "s per 100k")  # fmt: skip
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for point in comparison.points:
         numbers = (point.paired, point.energy, point.dynamics, point.dynamics_median)
         rows.append((

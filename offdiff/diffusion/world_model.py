@@ -21,6 +21,7 @@ from offdiff.data.codec import GROUPS, Codec
 from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoiser
+from offdiff.diffusion.gaussian_start import GaussianStart
 from offdiff.diffusion.networks import build_network
 from offdiff.diffusion.paths import Cosine, sigma_at
 from offdiff.diffusion.quantize import Quantised, pack, unpack
@@ -98,6 +99,8 @@ class WorldModel:
     lineage: Lineage = Lineage()
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     """Noise levels that a search found best for a number of steps (`step_search`)."""
+    gaussian: GaussianStart | None = None
+    """Where sampling on those levels starts."""
 
     @property
     def hash(self) -> str:
@@ -143,7 +146,9 @@ class WorldModel:
         Searched levels begin low, where the data's own variance counts: as in their search.
         """
         first = float(self.levels(steps)[0])
-        return start_at(noise, first) if steps in self.grids else first * noise
+        if steps not in self.grids:
+            return first * noise
+        return start_at(noise, first) if self.gaussian is None else self.gaussian(noise, first)
 
     def noise(self, n: int, sigma: float, *, generator: torch.Generator) -> Tensor:
         """(n, T, D) pure noise of standard deviation sigma: where sampling starts."""
@@ -155,7 +160,7 @@ class WorldModel:
         tensors = {f"network/{k}": v for k, v in pack(self.denoiser.network).items()}
         tensors |= {f"codec/{k}": v for k, v in self.codec.state_dict().items()}
         tensors |= {"errors/log_sigma": self.errors.log_sigma, "errors/error": self.errors.error}
-        meta = {
+        meta: dict[str, Any] = {
             "kind": "world_model",
             "config": dataclasses.asdict(self.config),
             "spec": [self.codec.spec.obs_dim, self.codec.spec.action_dim],
@@ -166,6 +171,9 @@ class WorldModel:
         }
         if self.denoiser.quantised:
             meta["quantised"] = dataclasses.asdict(self.denoiser.quantised)
+        if self.gaussian:
+            tensors |= {f"gaussian/{k}": v for k, v in self.gaussian.tensors().items()}
+            meta["coupled"] = self.gaussian.coupled
         save_tensors(path, tensors, meta)
 
 
@@ -202,6 +210,7 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             validation=tuple(tuple(point) for point in meta["validation"]),
             lineage=Lineage(**meta.get("lineage", {})),
             grids={int(k): tuple(v) for k, v in meta.get("grids", {}).items()},
+            gaussian=_gaussian(tensors, meta, device),
         )
     except MissingExtraError:
         raise
@@ -216,6 +225,16 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             "train a model of these or leave the choice to the cache"
         )
     return model
+
+
+def _gaussian(
+    tensors: Mapping[str, Tensor], meta: Mapping[str, Any], device: torch.device
+) -> GaussianStart | None:
+    """Files of models whose levels were never searched have none."""
+    if "coupled" not in meta:
+        return None
+    found = {k: tensors[f"gaussian/{k}"].to(device) for k in ("mean", "axes", "variances", "rest")}
+    return GaussianStart(**found, coupled=meta["coupled"])
 
 
 def make_denoiser(config: ModelConfig, codec: Codec) -> Denoiser:
