@@ -30,6 +30,10 @@ Report = Callable[[int, float], None]
 """(generations done, the smallest error so far)"""
 
 
+GAP = 1e-5
+"""Between the times of a grid."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evolution:
     """The size of the search; what is not kept, mutated or crossed is fresh."""
@@ -214,5 +218,7 @@ def _random(steps: int, generator: torch.Generator) -> Tensor:
 
 
 def _tidy(times: Tensor) -> Tensor:
-    """Rising times in (0, 1]; equal ones are legal, a step between them does nothing."""
-    return times.clamp(1e-3, 1).sort().values
+    """Rising times in (0, 1], GAP apart at least: multistep rules divide by their distance."""
+    room = GAP * torch.arange(len(times), dtype=times.dtype)
+    rising = times.clamp(1e-3, 1).sort().values
+    return (rising - room).flip(0).cummin(0).values.flip(0) + room
