@@ -20,7 +20,7 @@ from offdiff.planners.parts import InverseDynamics, StateValue, choose, pick
 from offdiff.planners.sequence import SequenceLaw, later_row
 from offdiff.planners.task import Task
 
-REFINED_WINDOWS = 64
+REFINED_WINDOWS = 32
 """Windows of a batch that the refiner learns from: each is seen from every anchor."""
 
 
@@ -28,7 +28,7 @@ REFINED_WINDOWS = 64
 class AnchoredConfig(PlannerConfig):
     """Refined anchors at a laptop's sizes; `--preset paper` for larger networks."""
 
-    anchors: int = 32
+    anchors: int = 20
     """Typical futures, relative to the present, that plans are refined from."""
     candidates: int = 8
     """Plans of highest score, among which one is chosen."""
@@ -54,8 +54,8 @@ class AnchoredConfig(PlannerConfig):
             raise ValueError(f"noise must lie between 0 and 1, got {self.noise}")
 
     def at_paper_size(self) -> Self:
-        """The paper's number of anchors, learning rate and width."""
-        return replace(self, anchors=20, network="dit-s-", learning_rate=6e-4)
+        """The width and learning rate of the paper; its 20 anchors are the default."""
+        return replace(self, network="dit-s-", learning_rate=6e-4)
 
     def build(self, task: Task) -> "Anchored":
         """The planner before its first step."""

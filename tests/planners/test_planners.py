@@ -31,7 +31,7 @@ CONFIGS: dict[str, PlannerConfig] = {
     "diffuser": DiffuserConfig(**SMALL, guide_network="mlp-128", levels=6, scale=0.5),
     "decision-diffuser": DecisionDiffuserConfig(**SMALL, hidden=(64, 64), levels=6),
     "veteran": VeteranConfig(**SMALL, hidden=(64, 64), levels=6),
-    "anchored": AnchoredConfig(**SMALL, hidden=(64, 64), anchors=16),
+    "anchored": AnchoredConfig(**SMALL, hidden=(64, 64), anchors=8, candidates=4),
     "veteran-window": VeteranConfig(**SMALL, hidden=(64, 64), levels=6, rank_by="window"),
 }  # fmt: skip
 
