@@ -81,7 +81,8 @@ def reflow(
             or the teacher's own (rectified diffusion)
         law: of the noise level; u-shape draws both ends more often
         metric: squared error or pseudo-Huber
-        premetric: dyn also compares what windows lead to: dynamics, changes of state, reward
+        premetric: dyn also compares what windows lead to (dynamics, changes of state, reward):
+            better dynamics from one or two calls, less variety
         device: auto, cpu, cuda or cuda:N
         overwrite: replace `out`
     """

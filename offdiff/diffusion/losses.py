@@ -17,7 +17,9 @@ class Loss(nn.Module):
 
     premetric: Premetric | None = None
     """For the combination of arXiv 2405.20320's code, (1 - t) Huber + premetric / t, with t on
-    rectified flow's clock; goes with the metric huber."""
+    rectified flow's clock; goes with the metric huber. At t = 1 the premetric alone is left, which
+    says little of where a window lies: a single call then makes consistent windows of little
+    variety."""
 
     def __init__(
         self, denoiser: Denoiser, objective: Objective = "edm", metric: Metric = "l2"
