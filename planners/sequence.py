@@ -115,7 +115,7 @@ def sequence_loss(
     n, device = len(clean), clean.device
     sigma = law.levels.sample(n, generator=generator)
     noise = torch.randn(clean.shape, generator=generator, device=device)
-    known = start | _later_row(clean, law.fill, generator)
+    known = start | later_row(clean, law.fill, generator)
     flagged = None
     if condition is not None:
         kept = torch.rand(n, generator=generator, device=device) >= law.drop_condition
@@ -125,7 +125,7 @@ def sequence_loss(
     return (loss * counted).sum() / counted.sum().clamp(min=1)
 
 
-def _later_row(clean: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def later_row(clean: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """(B, T, D) bool: in some windows one row, half of the time the last, wholly or in columns."""
     n, rows, columns = clean.shape
     device = clean.device

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from offdiff.augment.base import Source
     from offdiff.diffusion.config import ModelConfig
     from offdiff.diffusion.couplings import Pairs
+    from offdiff.diffusion.premetric import Premetric
     from offdiff.diffusion.world_model import WorldModel
 
 REFLOW = """Train a student on pairs of noise and a teacher's windows: 2 to 8 network calls will do.
@@ -62,6 +63,7 @@ def reflow(
     objective: Literal["v", "edm", "x0"] = "v",
     law: Literal["u-shape", "uniform", "normal"] = "u-shape",
     metric: Literal["huber", "l2"] = "huber",
+    premetric: Literal["none", "dyn"] = "none",
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
@@ -79,9 +81,13 @@ def reflow(
             or the teacher's own (rectified diffusion)
         law: of the noise level; u-shape draws both ends more often
         metric: squared error or pseudo-Huber
+        premetric: dyn also compares what windows lead to (dynamics, changes of state, reward):
+            better dynamics from one or two calls, less variety
         device: auto, cpu, cuda or cuda:N
         overwrite: replace `out`
     """
+    from offdiff.diffusion.fit import split
+    from offdiff.diffusion.premetric import fit_premetric
     from offdiff.diffusion.reflow import reflow_config
 
     require_free(out, overwrite)
@@ -89,7 +95,11 @@ def reflow(
     changes = {"objective": objective, "law": law, "metric": metric}
     config = _with(reflow_config(model.config), steps, learning_rate, **changes)
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
-    _student(model, pairs, source, config, out, "reflow")
+    recipe, found = "reflow", None
+    if premetric == "dyn":
+        windows, _ = split(source.episodes, model.config, source.device)
+        recipe, found = "reflow, premetric dyn", fit_premetric(windows, model.codec)
+    _student(model, pairs, source, config, out, recipe, found)
 
 
 def distill(
@@ -172,6 +182,7 @@ def _student(
     config: "ModelConfig",
     out: Path,
     recipe: str,
+    premetric: "Premetric | None" = None,
 ) -> None:
     """Trains the student and writes it; its checkpoint lies beside it until it is done."""
     from offdiff.diffusion.fit import CHECKPOINT
@@ -180,8 +191,9 @@ def _student(
     folder = out.with_suffix(".training")
     folder.mkdir(parents=True, exist_ok=True)
     model = train_student(
-        teacher, pairs, source.episodes, config, folder, recipe=recipe, progress=source.progress
-    )
+        teacher, pairs, source.episodes, config, folder, recipe=recipe, premetric=premetric,
+        progress=source.progress,
+    )  # fmt: skip
     model.save(out)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     folder.rmdir()

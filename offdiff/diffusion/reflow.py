@@ -25,6 +25,7 @@ from offdiff.diffusion.distributed import distributed
 from offdiff.diffusion.fit import CHECKPOINT, Fit, run_fit, split
 from offdiff.diffusion.flow_solvers import HIGH, invert
 from offdiff.diffusion.multistep import sample_unipc
+from offdiff.diffusion.premetric import Premetric
 from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.sampling import karras_sigmas, pinned
 from offdiff.diffusion.world_model import Lineage, WorldModel
@@ -168,18 +169,22 @@ def train_student(
     folder: Path,
     *,
     recipe: str,
+    premetric: Premetric | None = None,
     progress: bool = False,
 ) -> WorldModel:
     """A student of the pairs; continues from the checkpoint in `folder` if there is one.
 
     It starts from the teacher's weights where the networks are the same. Guidance keeps the
     teacher's error curve: the student's own says how well it knows a pair, not what data vary by.
+    premetric: see `Loss`; the recipe has to name it, or a checkpoint of another would be taken.
     Raises InputError for a model that cannot be a teacher, pairs of another one, or a loss that
     stops being finite.
     """
     _require_teacher(teacher)
     if pairs.teacher != teacher.hash:
         raise InputError("the pairs were made by another teacher; make them again")
+    if premetric is not None and config.metric != "huber":
+        raise InputError(f"a premetric goes with the metric huber, not with {config.metric}")
     same = config.network == teacher.config.network
     if (config.horizon, config.action_map, config.terminals, config.levels) != (
         teacher.config.horizon, teacher.config.action_map, teacher.config.terminals,
@@ -191,6 +196,7 @@ def train_student(
         group.require_divisible(config.batch_size)
         weights = teacher.denoiser.network if same else None
         fit = Fit.of(config, teacher.codec, pairs, held, group, weights)
+        fit.loss.premetric = premetric
         identity = f"{episodes_hash(episodes)} {teacher.hash} {recipe} {len(pairs)} {pairs.anneal}"
         run_fit(fit, folder / CHECKPOINT, identity, title=recipe, progress=progress)
         return dataclasses.replace(

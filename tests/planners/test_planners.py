@@ -11,6 +11,7 @@ from offdiff.checkpoint import load_planner, save_planner
 from offdiff.core.errors import InputError
 from offdiff.core.planning import Pins, Plan, Situation, check_plan
 from offdiff.data.dataset import Dataset
+from offdiff.planners.anchored_planner import AnchoredConfig
 from offdiff.planners.base import PlannerConfig, PlannerModule
 from offdiff.planners.decision_diffuser import DecisionDiffuserConfig
 from offdiff.planners.diffuser import DiffuserConfig
@@ -30,6 +31,7 @@ CONFIGS: dict[str, PlannerConfig] = {
     "diffuser": DiffuserConfig(**SMALL, guide_network="mlp-128", levels=6, scale=0.5),
     "decision-diffuser": DecisionDiffuserConfig(**SMALL, hidden=(64, 64), levels=6),
     "veteran": VeteranConfig(**SMALL, hidden=(64, 64), levels=6),
+    "anchored": AnchoredConfig(**SMALL, hidden=(64, 64), anchors=8, candidates=4),
     "veteran-window": VeteranConfig(**SMALL, hidden=(64, 64), levels=6, rank_by="window"),
 }  # fmt: skip
 
