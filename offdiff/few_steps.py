@@ -38,7 +38,8 @@ class Point:
     model: str
     solver: str
     levels: str
-    """karras, even (in the time of the cosine path) or searched"""
+    """karras, low (Karras' from the data's Gaussian), even (in the time of the cosine path) or
+    searched"""
     calls: int
     paired: float | None
     """RMSE to what the exact ODE makes of the same noise, its teacher's for a student, in standard
@@ -171,11 +172,10 @@ class _Yardstick:
         found = self.inspector.inspect(made, policy)
         self.data_dynamics = found.floor.mean if found.floor else None
         self.data_terminal_rate = found.data_terminal_rate
-        searched = levels in model.grids
         return Point(
             model=label,
             solver=solver,
-            levels="searched" if searched else "even" if model.lineage.teacher else "karras",
+            levels=_kind_of_levels(model, levels),
             calls=calls_of(solver, levels),
             paired=None if exact is None else float((rows - exact).square().mean().sqrt()),
             energy=energy_distance(rows, self.real[0]),
@@ -186,6 +186,14 @@ class _Yardstick:
             terminal_rate=found.terminal_rate,
             seconds_per_100k=seconds / max(1, int(made.mask.sum())) * 100_000,
         )
+
+
+def _kind_of_levels(model: WorldModel, steps: int) -> str:
+    if steps in model.grids:
+        return "searched"
+    if model.starts_low(steps):
+        return "low"
+    return "even" if model.lineage.teacher else "karras"
 
 
 def _noise(model: WorldModel, n: int, seed: int) -> Tensor:

@@ -61,7 +61,7 @@ def search_steps(
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Search noise levels for few steps of Euler's rule (DDIM).
+    """Search noise levels for few steps: of UniPC, or of Euler's rule for older models.
 
     Args:
         model: file of a world model; the levels are added to it
@@ -77,7 +77,8 @@ def search_steps(
 
     from offdiff.core.numerics import choose_device
     from offdiff.diffusion.progress import StepBar
-    from offdiff.diffusion.step_search import Evolution, search_steps
+    from offdiff.diffusion.solvers import SAMPLERS
+    from offdiff.diffusion.step_search import Evolution, search_steps, start_at
     from offdiff.diffusion.world_model import MODEL, load_model
 
     if windows < 2 or not 0 <= generations <= 10_000 or not 1 <= steps <= 64:
@@ -99,7 +100,8 @@ def search_steps(
             bar.show(f"error {error:.4f}")
 
         best = search_steps(
-            found.denoiser, shape, steps=steps, evolution=Evolution(generations=generations),
+            found.denoiser, shape, SAMPLERS["unipc" if found.gaussian else "euler"], steps=steps,
+            evolution=Evolution(generations=generations), start=found.gaussian or start_at,
             seed=seed, like=torch.empty(0, device=place), fresh_batches=4, report=report,
         )  # fmt: skip
     levels = tuple(best.sigmas[:-1].tolist())

@@ -6,7 +6,7 @@ Dimension letters: B windows of the global batch, T rows, D columns.
 import copy
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ from offdiff.diffusion.distributed import Group, distributed
 from offdiff.diffusion.laws import training_levels
 from offdiff.diffusion.losses import Loss, at_levels
 from offdiff.diffusion.progress import StepBar
-from offdiff.diffusion.world_model import WorldModel, make_denoiser, measure_errors
+from offdiff.diffusion.world_model import (
+    WorldModel,
+    make_denoiser,
+    measure_errors,
+    measure_gaussian,
+)
 
 CHECKPOINT = "model-checkpoint.safetensors"
 CHECKPOINT_SECONDS = 20.0
@@ -205,14 +210,11 @@ def train_model(
         group.require_divisible(config.batch_size)
         fit = Fit.start(episodes, config, device, group)
         run_fit(
-            fit,
-            folder / CHECKPOINT,
-            data_hash,
-            title="world model",
-            progress=progress,
+            fit, folder / CHECKPOINT, data_hash, title="world model", progress=progress,
             checkpoint_seconds=checkpoint_seconds,
-        )
-        return fit.model(data_hash)
+        )  # fmt: skip
+        windows, _ = split(episodes, config, device)
+        return replace(fit.model(data_hash), gaussian=measure_gaussian(fit.codec, windows))
 
 
 def run_fit(

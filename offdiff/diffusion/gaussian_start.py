@@ -7,7 +7,9 @@ sqrt(v + sigma^2) z at level sigma. After reflow the clean value sqrt(v) z goes 
 and what is found at level sigma is (sqrt(v) + sigma) z: wider, as both are one number.
 
 Windows of trajectories need this more than images do: over a window of 17 rows the largest axes
-have 50 times the variance of an entry. Dimension letters: N windows, T rows, D columns, E = T D, K.
+have 50 times the variance of an entry. Moments are those of the data: a model's own samples are
+narrower (by 14 % of the variance, measured on a small one), and starting from theirs adds to it.
+Dimension letters: N windows, T rows, D columns, E = T D, K axes.
 """
 
 from dataclasses import dataclass
@@ -15,10 +17,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from offdiff.diffusion.denoiser import Denoise
-from offdiff.diffusion.multistep import sample_unipc
-from offdiff.diffusion.sampling import karras_sigmas
 
 RANK = 64
 """Principal axes that are told apart; the others share their mean variance."""
@@ -81,27 +79,3 @@ class GaussianStart:
         if self.coupled:
             return variance.sqrt() + sigma
         return (variance + sigma**2).sqrt()
-
-
-@torch.no_grad()
-def measured_start(
-    denoise: Denoise,
-    shape: tuple[int, ...],
-    *,
-    coupled: bool,
-    samples: int = 2_048,
-    levels: int = 16,
-    like: Tensor,
-    seed: int = 0,
-) -> GaussianStart:
-    """That of a model's own samples, by its ODE from pure noise: no data are needed.
-
-    shape: (B, T, D) of a call. levels: network calls a sample, of UniPC. like: gives device, dtype.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sigmas = karras_sigmas(levels)
-    made = [
-        sample_unipc(denoise, float(sigmas[0]) * noise.to(like), sigmas)
-        for noise in torch.randn((samples, *shape[1:]), generator=generator).split(shape[0])
-    ]
-    return GaussianStart.of(torch.cat(made), coupled=coupled)

@@ -28,7 +28,7 @@ from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.premetric import Premetric
 from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.sampling import karras_sigmas, pinned
-from offdiff.diffusion.world_model import Lineage, WorldModel
+from offdiff.diffusion.world_model import Lineage, WorldModel, measure_gaussian
 
 FARTHEST = 5.0
 """Standard deviations outside the data at which a teacher's window is left out as an accident."""
@@ -191,7 +191,7 @@ def train_student(
         teacher.config.levels,
     ):  # fmt: skip
         raise InputError("a student needs its teacher's horizon, action map, terminals and levels")
-    _, held = split(episodes, teacher.config, teacher.device)
+    windows, held = split(episodes, teacher.config, teacher.device)
     with distributed(teacher.device) as group:
         group.require_divisible(config.batch_size)
         weights = teacher.denoiser.network if same else None
@@ -202,6 +202,7 @@ def train_student(
         return dataclasses.replace(
             fit.model(teacher.data_hash),
             errors=teacher.errors,
+            gaussian=measure_gaussian(teacher.codec, windows, coupled=True),
             lineage=Lineage(
                 recipe=recipe,
                 teacher=teacher.hash,

@@ -38,11 +38,13 @@ TWICE = ("heun", "midpoint")
 def chosen(solver: Solver, model: WorldModel, levels: int) -> str:
     """The solver that `auto` stands for.
 
-    Euler for a student, whose flow is nearly straight, and on levels that were searched with it;
-    else Heun, as EDM does.
+    UniPC in few steps from a Gaussian start; Euler for a student, whose flow is nearly straight,
+    and on levels that were searched with it; else Heun, as EDM does.
     """
     if solver != "auto":
         return solver
+    if model.gaussian is not None and model.starts_low(levels):
+        return "unipc"
     return "euler" if model.lineage.teacher or levels in model.grids else "heun"
 
 

@@ -30,6 +30,10 @@ from offdiff.diffusion.step_search import start_at
 
 MODEL = "model.safetensors"
 CURVE_LEVELS = 20
+GAUSSIAN_WINDOWS = 16_384
+FEW, HIGHEST, LOWEST = 8, 0.5, 0.2
+"""Up to so many steps start from the data's Gaussian, K of them at levels K / 2 to 0.2 / K: fewer
+calls cover less. Chosen by hand on hopper-medium-zoo for 2, 4 and 8 (docs/few-steps.md)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,14 @@ def measure_errors(denoiser: Denoiser, codec: Codec, windows: Windows, n: int) -
     return ErrorCurve(levels.log(), torch.stack(errors))
 
 
+def measure_gaussian(codec: Codec, windows: Windows, *, coupled: bool = False) -> GaussianStart:
+    """Where sampling of such windows may start; coupled: for a model of pairs (reflow)."""
+    number = min(len(windows), GAUSSIAN_WINDOWS)
+    index = torch.linspace(0, len(windows) - 1, number, dtype=torch.float64).long()
+    cut = windows.cut(index.to(windows.obs.device))
+    return GaussianStart.of(codec.encode(cut), coupled=coupled)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Lineage:
     """How a model came about, other than from the data alone."""
@@ -100,7 +112,7 @@ class WorldModel:
     grids: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     """Noise levels that a search found best for a number of steps (`step_search`)."""
     gaussian: GaussianStart | None = None
-    """Where sampling on those levels starts."""
+    """Where sampling in few steps starts; None for models from before it was measured."""
 
     @property
     def hash(self) -> str:
@@ -115,8 +127,9 @@ class WorldModel:
     def levels(self, steps: int) -> Tensor:
         """(steps + 1,) falling noise levels to sample with, the last one 0; on the CPU.
 
-        Those that a search found for this number of steps; else evenly in the time of the cosine
-        path for a student, whose flow is nearly straight; else Karras'.
+        Those that a search found for this number of steps; else, for 2 to 8 steps from a Gaussian
+        start, Karras' from a low level; else evenly in the time of the cosine path for a student,
+        whose flow is nearly straight; else Karras'.
         Raises InputError for more steps than a student was made for.
         """
         most = self.lineage.max_calls
@@ -127,6 +140,8 @@ class WorldModel:
             )
         if steps in self.grids:
             return torch.tensor((*self.grids[steps], 0.0), dtype=torch.float64)
+        if self.starts_low(steps):
+            return karras_sigmas(steps, LOWEST / steps, HIGHEST * steps)
         if self.lineage.teacher:
             path = Cosine()
             latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
@@ -134,6 +149,11 @@ class WorldModel:
                 path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
             )
         return karras_sigmas(steps)
+
+    def starts_low(self, steps: int) -> bool:
+        """Whether so many steps begin where the data's own variance counts."""
+        few = 2 <= steps <= FEW and not self.lineage.max_calls
+        return steps in self.grids or (few and self.gaussian is not None)
 
     @property
     def device(self) -> torch.device:
@@ -143,10 +163,10 @@ class WorldModel:
     def start(self, noise: Tensor, steps: int) -> Tensor:
         """Where sampling with `levels(steps)` starts, given standard normal numbers (n, T, D).
 
-        Searched levels begin low, where the data's own variance counts: as in their search.
+        Low levels need the data's own variance beside the noise.
         """
         first = float(self.levels(steps)[0])
-        if steps not in self.grids:
+        if not self.starts_low(steps):
             return first * noise
         return start_at(noise, first) if self.gaussian is None else self.gaussian(noise, first)
 

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from offdiff.cli import main
 from offdiff.diffusion import fit
+from offdiff.diffusion.solvers import chosen
 from offdiff.diffusion.world_model import load_model
 
 pytestmark = pytest.mark.usefixtures("own_matmul")
@@ -77,13 +79,15 @@ def test_comparison(place: Path, model: Command) -> None:
     assert code == 0
     made = json.loads((place / "c.json").read_text())
     points = {(p["model"], p["solver"], p["calls"]): p for p in made["points"]}
-    # Heun has no two calls; the distilled model has one alone.
-    assert {key[2] for key in points if key[:2] == ("t", "heun")} == {1, 3}
-    assert {key[2] for key in points if key[:2] == ("s", "euler")} == {1, 2, 3}
+    # Two and three steps start low, by UniPC; the distilled model has one step alone.
+    assert {key[2] for key in points if key[:2] == ("t", "heun")} == {1}
+    assert {key[2] for key in points if key[:2] == ("s", "euler")} == {1}
+    assert {key[2] for key in points if key[:2] == ("s", "unipc")} == {1, 2, 3}
     assert [key for key in points if key[0] == "one"] == [("one", "euler", 1)]
     assert points["t", "dpmpp", 2]["paired"] > 0
-    assert points["s", "euler", 2]["levels"] == "even"
-    assert out.count("| s | euler |") == 3
+    assert points["s", "euler", 1]["levels"] == "even"
+    assert points["s", "unipc", 2]["levels"] == "low"
+    assert out.count("| s | unipc |") == 3
     assert (place / "c.md").read_text() in out
     if os.environ.get("CI") or (place / "c.png").exists():
         from PIL import Image
@@ -105,12 +109,31 @@ def test_searched_levels_are_kept_and_used(place: Path, model: Command) -> None:
     assert torch.equal(after.levels(3), before.levels(3))
     assert after.hash == before.hash  # pairs of the one are pairs of the other
     noise = torch.ones(1, 5, after.codec.columns)
-    start = float(after.start(noise, 2)[0, 0, 0])
-    assert start == pytest.approx((after.grids[2][0] ** 2 + 1) ** 0.5)
+    first = after.grids[2][0]
+    assert after.gaussian is not None
+    assert torch.equal(after.start(noise, 2), after.gaussian(noise, first))
+    older = replace(after, gaussian=None)
+    assert float(older.start(noise, 2)[0, 0, 0]) == pytest.approx((first**2 + 1) ** 0.5)
     code, out, _ = model("info", "searched.safetensors")
     assert "levels of 2 steps" in out
     code, out, _ = model("compare", "searched.safetensors", "--calls", 2, "--windows", 8)
-    assert "| searched | euler | searched | 2 |" in out
+    assert "| searched | unipc | searched | 2 |" in out
+
+
+def test_few_steps_start_low(place: Path) -> None:
+    t, s, one = (
+        load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("t", "s", "one")
+    )
+    assert [n for n in range(1, 20) if t.starts_low(n)] == list(range(2, 9))
+    assert t.levels(4)[[0, 3]].tolist() == pytest.approx([2.0, 0.05])
+    assert [chosen("auto", t, n) for n in (1, 4, 9)] == ["heun", "unipc", "heun"]
+    assert [chosen("auto", s, n) for n in (1, 4, 9)] == ["euler", "unipc", "euler"]
+    assert t.gaussian is not None
+    assert s.gaussian is not None
+    assert (t.gaussian.coupled, s.gaussian.coupled) == (False, True)
+    assert torch.equal(t.gaussian.axes, s.gaussian.axes), "both are of the data"
+    assert not one.starts_low(1)
+    assert replace(t, gaussian=None).levels(4)[0] == pytest.approx(80)
 
 
 def test_pairs_are_made_once(place: Path, model: Command) -> None:

@@ -1,5 +1,6 @@
 """The search for levels, on a mixture whose fine ODE is known."""
 
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -31,7 +32,7 @@ def short_search(seed: int, denoise: Mixture = MIXTURE, spread: float = 1.0) -> 
         fine_steps=24,
         fresh_batches=2,
         seed=seed,
-        spread=spread,
+        start=partial(start_at, spread=spread),
         like=MIXTURE.means,
     )
 
