@@ -36,6 +36,7 @@ class Interpolant:
     """
 
     path: Path = field(default_factory=RectifiedFlow)
+    """a and b; its noise is the source here."""
     bump: float = 1.0
     """c >= 0; 0 has no noise, and so no score and no other sampler than the ODE."""
 
@@ -96,24 +97,26 @@ class Bridge:
 
     def score(self, x: Tensor, t: float) -> Tensor:
         """Gradient of the log-density of x_t: -eta / g. InputError without a bump."""
-        _, eta = self.fields(x, _inside(t))
-        return -eta / float(self._spread(t))
+        t = _inside(t)
+        _, eta = self.fields(x, t)
+        return -eta / self._g(t)
 
     def drift(self, x: Tensor, t: float, e: float) -> Tensor:
-        """bvel + e score, of one call; e < 0 for the way back. InputError if it has no score."""
-        velocity, eta = self.fields(x, _inside(t))
+        """bvel + e score, of one call; e < 0 for the way back. InputError for e without a bump."""
+        t = _inside(t)
+        velocity, eta = self.fields(x, t)
         if self.interpolant.bump == 0 and e == 0:
             return velocity
-        at = torch.tensor(_inside(t), dtype=torch.float64)
-        return velocity + float((self.interpolant.g_g_dot(at) - e) / self._spread(t)) * eta
+        g_g_dot = float(self.interpolant.g_g_dot(torch.tensor(t, dtype=torch.float64)))
+        return velocity + (g_g_dot - e) / self._g(t) * eta
 
-    def _spread(self, t: float) -> Tensor:
+    def _g(self, t: float) -> float:
         if self.interpolant.bump == 0:
             raise InputError(
                 "an interpolant without noise has no score; give it a bump above 0, or sample with "
                 "e = 0"
             )
-        return self.interpolant.g(torch.tensor(_inside(t), dtype=torch.float64))
+        return float(self.interpolant.g(torch.tensor(t, dtype=torch.float64)))
 
 
 def quiet(t: float, /) -> float:
