@@ -54,8 +54,8 @@ ORDERS: list[tuple[str, Sample, float, float]] = [
     ("DPM-Solver++(2M)", sample_dpmpp_2m, 2, 3.6e-5),
     ("MRS-ODE-2", sample_taylor, 2, 5.8e-5),
     ("2M in the noise", sample_noise_2m, 2, 5.3e-5),
-    # Its first steps of lower order cost little at levels where D hardly moves.
-    ("MRS-ODE-3", partial(sample_taylor, order=3), 3, 1.2e-5),
+    # In the limit 2: its first steps of lower order cost little, at levels where D hardly moves.
+    ("MRS-ODE-3", partial(sample_taylor, order=3), 2.95, 1.2e-5),
     ("UniPC-2, predictor", partial(sample_unipc, order=2, correct=False), 2, 3.6e-5),
     ("UniPC-2", partial(sample_unipc, order=2), 3, 1.1e-6),
     ("UniPC-3", partial(sample_unipc, order=3), 4, 1.4e-8),
@@ -73,7 +73,7 @@ def test_order_of_convergence(
         return float((sample(TWO, start, even_in_lambda(n)) - exact).square().mean().sqrt())
 
     slope = math.log(off(80) / off(320)) / math.log(4)
-    assert slope == pytest.approx(order, abs=0.2 if order > 2 else 0.15)
+    assert slope == pytest.approx(order, abs=0.15)
     assert off(320) < 3 * error
 
 
@@ -86,7 +86,7 @@ def test_rules_that_are_the_same(start: Tensor) -> None:
                         dtype=torch.float64)  # fmt: skip
     by_ddim = sample_ddim(TWO, start, sigmas, eta=1.0, noise=noise)
     by_sde = sample_sde_2m(TWO, start, sigmas, generator=torch.Generator().manual_seed(5), order=1)
-    assert_close(by_sde, by_ddim, atol=1e-11, rtol=0)
+    assert_close(by_sde, by_ddim, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("rule", [sample_taylor, sample_dpmpp_2m, sample_unipc])
@@ -95,7 +95,7 @@ def test_a_centre_moves_nothing_but_itself(rule: Sample, start: Tensor) -> None:
     mu = torch.full((2,), 3.0, dtype=torch.float64)
     sigmas = even_in_lambda(10)
     moved = rule(centred(TWO, mu), start - mu, sigmas) + mu
-    assert_close(moved, rule(TWO, start, sigmas), atol=1e-11, rtol=0)
+    assert_close(moved, rule(TWO, start, sigmas), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("form", "order", "slope"), [
