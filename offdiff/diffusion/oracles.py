@@ -1,7 +1,7 @@
 """Denoisers that are known exactly: of Gaussians and of mixtures, to test samplers against.
 
-They stand where a trained `Denoise` does. Dimension letters: B samples, K components; E, the
-shape of a sample, is any.
+They stand where a trained `Denoise` does; `BetweenMixtures` stands where a bridge's `Fields` do.
+Dimension letters: B samples, K components; E, the shape of a sample, is any.
 """
 
 import math
@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from offdiff.diffusion.interpolants import Interpolant
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,49 @@ class CorrelatedGaussian:
         gain = values / (values + sigma[:, None] ** 2)
         estimate: Tensor = self.mean + ((x - self.mean) @ vectors * gain) @ vectors.T
         return estimate
+
+
+@dataclass(frozen=True)
+class BetweenMixtures:
+    """Fields of an interpolant between independent samples of two mixtures, two Gaussians say.
+
+    Every pair of components is one of x_t: variance V = a^2 s0^2 + b^2 s1^2 + g^2 about its mean m,
+    v = m' + (a a' s0^2 + b b' s1^2) (x - m) / V and eta = g (x - m) / V, so that with g g' the
+    velocity is m' + V' (x - m) / (2 V), and the score -(x - m) / V.
+    """
+
+    clean: Mixture
+    source: Mixture
+    interpolant: Interpolant
+
+    def __call__(self, x: Tensor, t: float, /) -> tuple[Tensor, Tensor]:
+        """(B, *E) at t -> (v, eta), each (B, *E)."""
+        at, path = torch.tensor(t, dtype=torch.float64), self.interpolant.path
+        a, b, a_dot, b_dot = path.a(at), path.b(at), path.a_dot(at), path.b_dot(at)
+        law = self.marginal(t)
+        offset = x[:, None] - law.means
+        share = law._responsibilities(x, x.new_zeros(len(x)))
+        rate = self._pairs(a * a_dot * self.clean.stds**2, b * b_dot * self.source.stds**2)
+        pull = _like(rate / law.stds**2, law.means)
+        each = self._pairs(a_dot * self.clean.means, b_dot * self.source.means) + pull * offset
+        noise = _like(self.interpolant.g(at) / law.stds**2, law.means) * offset
+        return (_like(share, each) * each).sum(1), (_like(share, noise) * noise).sum(1)
+
+    def marginal(self, t: float) -> Mixture:
+        """The law of x_t."""
+        at, path = torch.tensor(t, dtype=torch.float64), self.interpolant.path
+        a, b, g = path.a(at), path.b(at), self.interpolant.g(at)
+        variances = self._pairs((a * self.clean.stds) ** 2, (b * self.source.stds) ** 2) + g**2
+        return Mixture(
+            torch.outer(self.clean.weights, self.source.weights).flatten(),
+            self._pairs(a * self.clean.means, b * self.source.means),
+            variances.sqrt(),
+        )
+
+    @staticmethod
+    def _pairs(clean: Tensor, source: Tensor) -> Tensor:
+        """(K, ...) and (L, ...) -> (K L, ...), every sum of two."""
+        return (clean[:, None] + source[None]).flatten(0, 1)
 
 
 def gaussian(mean: Tensor, std: float) -> Mixture:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from affine import end_moments
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -53,8 +54,8 @@ ORDERS: list[tuple[str, Sample, float, float]] = [
     ("DPM-Solver++(2M)", sample_dpmpp_2m, 2, 3.6e-5),
     ("MRS-ODE-2", sample_taylor, 2, 5.8e-5),
     ("2M in the noise", sample_noise_2m, 2, 5.3e-5),
-    # Its first steps of lower order cost little at levels where D hardly moves.
-    ("MRS-ODE-3", partial(sample_taylor, order=3), 3, 1.2e-5),
+    # In the limit 2: its first steps of lower order cost little, at levels where D hardly moves.
+    ("MRS-ODE-3", partial(sample_taylor, order=3), 2.95, 1.2e-5),
     ("UniPC-2, predictor", partial(sample_unipc, order=2, correct=False), 2, 3.6e-5),
     ("UniPC-2", partial(sample_unipc, order=2), 3, 1.1e-6),
     ("UniPC-3", partial(sample_unipc, order=3), 4, 1.4e-8),
@@ -72,7 +73,7 @@ def test_order_of_convergence(
         return float((sample(TWO, start, even_in_lambda(n)) - exact).square().mean().sqrt())
 
     slope = math.log(off(80) / off(320)) / math.log(4)
-    assert slope == pytest.approx(order, abs=0.2 if order > 2 else 0.15)
+    assert slope == pytest.approx(order, abs=0.15)
     assert off(320) < 3 * error
 
 
@@ -81,14 +82,11 @@ def test_rules_that_are_the_same(start: Tensor) -> None:
     sigmas = even_in_lambda(12)
     two_m = sample_dpmpp_2m(TWO, start, sigmas)
     assert_close(sample_unipc(TWO, start, sigmas, correct=False), two_m, atol=1e-12, rtol=0)
-    ancestral = sample_ddim(TWO, start, sigmas, eta=1.0,
-                            generator=torch.Generator().manual_seed(1))  # fmt: skip
-    assert_close(ancestral.isfinite().all(), torch.tensor(True))
     noise = torch.randn((12, *start.shape), generator=torch.Generator().manual_seed(5),
                         dtype=torch.float64)  # fmt: skip
     by_ddim = sample_ddim(TWO, start, sigmas, eta=1.0, noise=noise)
     by_sde = sample_sde_2m(TWO, start, sigmas, generator=torch.Generator().manual_seed(5), order=1)
-    assert_close(by_sde, by_ddim, atol=1e-11, rtol=0)
+    assert_close(by_sde, by_ddim, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("rule", [sample_taylor, sample_dpmpp_2m, sample_unipc])
@@ -97,7 +95,7 @@ def test_a_centre_moves_nothing_but_itself(rule: Sample, start: Tensor) -> None:
     mu = torch.full((2,), 3.0, dtype=torch.float64)
     sigmas = even_in_lambda(10)
     moved = rule(centred(TWO, mu), start - mu, sigmas) + mu
-    assert_close(moved, rule(TWO, start, sigmas), atol=1e-11, rtol=0)
+    assert_close(moved, rule(TWO, start, sigmas), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize(("form", "order", "slope"), [
@@ -109,34 +107,15 @@ def test_stochastic_rules_by_exact_moments(form: str, order: int, slope: float) 
     oracle = gaussian(torch.zeros(1, dtype=torch.float64), s)
 
     def variance_error(n: int) -> float:
-        sigmas = even_in_lambda(n)
-        # Coefficients of the start and of every noise: one run each, all other inputs 0.
-        inputs = torch.zeros(n + 1, 1, dtype=torch.float64)
-        inputs[0] = math.sqrt(s**2 + HIGH**2)
-        end = _affine(oracle, inputs, sigmas, form, order)
-        return abs(float(end.square().sum()) - (s**2 + LOW**2))
+        def rule(x: Tensor) -> Tensor:
+            return sample_sde_2m(oracle, x, even_in_lambda(n), form=form, order=order,
+                                 generator=torch.Generator())  # type: ignore[arg-type] # fmt: skip
+
+        _, variance = end_moments(rule, 0.0, math.hypot(s, HIGH), noises=n)
+        return abs(variance - (s**2 + LOW**2))
 
     measured = math.log(variance_error(160) / variance_error(640)) / math.log(4)
     assert measured == pytest.approx(slope, abs=0.1)
-
-
-def _affine(oracle: Mixture, x: Tensor, sigmas: Tensor, form: str, order: int) -> Tensor:
-    """The rule on n + 1 samples, of which sample k gets only noise k, of size 1."""
-    step = 0
-
-    class Once(torch.Generator):
-        pass
-
-    def unit(shape: tuple[int, ...], **_: object) -> Tensor:
-        nonlocal step
-        step += 1
-        noise = torch.zeros(shape, dtype=torch.float64)
-        noise[step] = 1
-        return noise
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("offdiff.diffusion.multistep.torch.randn", unit)
-        return sample_sde_2m(oracle, x, sigmas, generator=Once(), form=form, order=order)  # type: ignore[arg-type]
 
 
 def test_calls_last_step_and_halves(start: Tensor) -> None:

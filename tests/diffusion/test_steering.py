@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from offdiff.core.errors import InputError
 from offdiff.core.types import Spec
 from offdiff.data.codec import Codec
+from offdiff.diffusion.denoiser import Denoise
 from offdiff.diffusion.oracles import CorrelatedGaussian, gaussian
 from offdiff.diffusion.steering import (
     Steer,
@@ -19,8 +20,10 @@ from offdiff.diffusion.steering import (
 
 ROWS = torch.arange(16, dtype=torch.float64)
 COVARIANCE = 0.95 ** (ROWS[:, None] - ROWS).abs()
-PINS = torch.tensor([0, 7, 15])
-GOAL = torch.tensor([1.0, -1.0, 1.5], dtype=torch.float64)
+PINS = torch.tensor([0, 5, 15])
+GOAL = torch.tensor([-0.75, 0.5, 1.75], dtype=torch.float64)
+"""The table names neither. Of all triples only this one and its mirror image give its variances;
+a search found the goal, which samples miss by 1.51 as they do there (1.5)."""
 FIRST = CorrelatedGaussian(torch.zeros(16, dtype=torch.float64), COVARIANCE)
 
 
@@ -38,41 +41,52 @@ def conditional() -> tuple[Tensor, Tensor]:
     return gain @ GOAL, COVARIANCE[free][:, free] - gain @ COVARIANCE[PINS][:, free]
 
 
-def outcome(denoise: object, steps: int, **options: object) -> tuple[float, float, float]:
-    """RMSE of the pinned entries, of the free entries' mean, ratio of their variances."""
+def outcome(denoise: Denoise, steps: int, **options: object) -> tuple[float, float, float]:
+    """RMSE of the pinned entries, of the free entries' mean, ratio of their variances.
+
+    All is affine in the noise, so points with its mean and covariance stand for its draws.
+    """
     which = torch.zeros(16, dtype=torch.bool)
     which[PINS] = True
     values = torch.zeros(16, dtype=torch.float64)
     values[PINS] = GOAL
-    x = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 4 * torch.cat((torch.eye(16), -torch.eye(16))).double()
     times = torch.linspace(0.999, 0, steps + 1, dtype=torch.float64)
     steer = Steer(cost=goal_cost(values, which), **options)  # type: ignore[arg-type]
-    end = sample_steered(denoise, x, times, steer)  # type: ignore[arg-type]
+    end = sample_steered(denoise, x, times, steer)
     mean, covariance = conditional()
     free = end[:, ~which]
     return (
         float((end[:, PINS] - GOAL).square().mean().sqrt()),
         float((free.mean(0) - mean).square().mean().sqrt()),
-        float(free.var(0).sum() / covariance.trace()),
+        float(free.var(0, correction=0).sum() / covariance.trace()),
     )
 
 
-def test_skipping_on_a_first_flow_meets_and_spreads_the_constraint() -> None:
-    pinned, mean, trace = outcome(FIRST, 30, rate=1.0)
-    assert pinned < 1e-6
-    assert mean < 0.2
-    assert trace == pytest.approx(1, abs=0.25)
+FULL: dict[str, object] = {"gradient": "full"}
 
 
-def test_skipping_on_a_reflowed_model_does_not_spread_it_but_the_full_gradient_does() -> None:
-    """The table's lesson, whatever the pins: 0.49 against 0.03 there."""
-    pinned, skipped, _ = outcome(reflowed, 30, rate=1.0)
-    assert pinned < 1e-6
-    pinned, full, trace = outcome(reflowed, 30, rate=1.0, gradient="full")
-    assert pinned < 0.02
-    assert full < 0.1
-    assert trace == pytest.approx(1, abs=0.15)
-    assert skipped > 3 * full
+@pytest.mark.parametrize(("denoise", "steps", "options", "expected"), [
+    (FIRST, 30, {"rate": 1.0}, (1e-6, 0.096, 0.99)),
+    (FIRST, 30, {"rate": 1.0, "fresh": True}, (5e-4, 0.108, 0.99)),
+    (FIRST, 30, {"rate": 1.0, **FULL}, (5e-4, 0.344, 0.60)),
+    (FIRST, 30, {"rate": 0.3, **FULL}, (0.029, 0.122, 0.65)),
+    (FIRST, 10, {"rate": 1.0}, (1e-6, 0.270, 1.25)),
+    (reflowed, 30, {"rate": 1.0}, (1e-6, 0.493, 1.83)),
+    (reflowed, 30, {"rate": 1.0, **FULL}, (5e-4, 0.034, 0.96)),
+    (reflowed, 10, {"rate": 1.0}, (1e-6, 0.552, 2.10)),
+    (reflowed, 10, {"rate": 1.0, **FULL}, (0.007, 0.094, 0.98)),
+])  # fmt: skip
+def test_skipped_and_full_gradients_do_as_the_table_says(
+    denoise: Denoise, steps: int, options: dict[str, object], expected: tuple[float, float, float]
+) -> None:
+    """K1: skipping meets the constraint and, on a reflowed model, does not spread it.
+
+    expected: most RMSE of the pinned (0.000 there is 5e-4), the free entries' mean, their spread.
+    """
+    pinned, mean, trace = outcome(denoise, steps, **options)
+    assert pinned <= expected[0]
+    assert (mean, trace) == pytest.approx(expected[1:], abs=0.05)
 
 
 @pytest.mark.parametrize(("options", "calls"), [
