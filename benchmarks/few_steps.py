@@ -1,94 +1,143 @@
-"""World models at few network calls: quality of samples, plain and guided by fixed policies.
+"""World models at few network calls: quality of samples, plain, of several seeds, and guided.
 
     offdiff model train --dataset D --out M/D-edm.safetensors          and so on: rf, reflow, one
     python benchmarks/few_steps.py --dataset D --models M --agents A   results/few-steps/D.json
     python benchmarks/few_steps.py --table                             results/tables/few-steps.md
 
 D is a name in $D4RL_DATASET_DIR or a path; results/README.md has the commands that made the models,
-`M/<dataset>-<kind>.safetensors`. A holds the policies, as for benchmarks/synthetic.py. All models
-get the same noise, on one thread. Guided lines are means over the policies. What is stopped goes
-on when repeated.
+`M/<dataset>-<kind>.safetensors`, and those of further training seeds, `M/seed1/...`. A holds the
+policies, as for benchmarks/synthetic.py; --policy RUN adds that of a run. All models get the same
+noise, on one thread. Guided lines are means over the policies. What is stopped goes on when
+repeated.
 """
 
 import argparse
 import dataclasses
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from synthetic import AGENTS, Agent
 
+from offdiff.checkpoint import load_policy
 from offdiff.core.files import write_text
+from offdiff.core.protocols import Policy
+from offdiff.data.dataset import DatasetInfo
+from offdiff.data.episodes import Episodes
 from offdiff.data.load import load_dataset
 from offdiff.data.windows import episodes_hash
 from offdiff.diffusion.solvers import Solver
 from offdiff.diffusion.world_model import WorldModel, load_model
 from offdiff.few_step_plots import plot_few_steps
 from offdiff.few_steps import Comparison, Point, compare
+from offdiff.markdown import markdown_table
 from offdiff.results import code_version, system
 
 RESULTS = Path(__file__).parents[1] / "results"
-CALLS = (1, 2, 4, 8, 16, 32)
-STRENGTHS = (1.0, 2.0)
+CALLS, LOW_CALLS = (1, 2, 4, 8, 16, 32), (2, 3, 4, 5, 6, 8)
+STRENGTHS, REFERENCE_STRENGTHS = (1.0, 2.0), (0.5, 1.0, 2.0, 4.0)
+REFERENCE = ("edm", "heun", 31)
 WINDOWS = 256
 CPU = torch.device("cpu")
 CAPTION = f"""{WINDOWS} windows from the same noise. RMSE: to the exact ODE of the same noise (a
 student's: its teacher's), in standard deviations of the data. Energy distance: to windows of
 held-out episodes. Dynamics error: of successors, against the simulator, in variances of the data.
-Seconds per 100,000 transitions, one CPU core that had other work."""
+Seconds per 100,000 transitions, one CPU core that had other work. Levels: karras from 80; even in
+the cosine path's time, from 80; low, from the data's Gaussian; searched, likewise."""
+Jobs = dict[str, tuple[WorldModel, tuple[Solver, ...]]]
 
 
 def models_of(folder: Path, dataset: str, data_hash: str) -> dict[str, WorldModel]:
-    """Kind -> model, teachers first."""
+    """Kind -> model, as older ones are, and `<kind>-low`: the same from the data's Gaussian."""
     found = {
         path.name.removeprefix(f"{dataset}-").removesuffix(".safetensors"): path
-        for path in folder.glob(f"{dataset}-*.safetensors")
+        for path in sorted(folder.glob(f"{dataset}-*.safetensors"))
         if ".pairs" not in path.name
     }
-    return {kind: load_model(found[kind], CPU, data_hash=data_hash) for kind in sorted(found)}
+    models: dict[str, WorldModel] = {}
+    for kind, path in found.items():
+        model = load_model(path, CPU, data_hash=data_hash)
+        if model.grids or model.gaussian is None:
+            models[kind] = model
+        else:
+            models[kind] = replace(model, gaussian=None)
+            models[f"{kind}-low"] = model
+    return models
 
 
-def solvers_of(model: WorldModel) -> tuple[Solver, ...]:
-    """Those worth comparing; a distilled model has one step to make."""
-    return ("euler",) if model.lineage.max_calls else ("auto", "dpmpp", "unipc")
+def jobs_of(models: dict[str, WorldModel]) -> tuple[Jobs, Jobs]:
+    """Models and solvers for all numbers of calls, and for the few that low levels are for."""
+    usual: dict[str, tuple[Solver, ...]] = {
+        "edm": ("heun", "dpmpp", "unipc"), "rf": ("heun", "unipc"), "reflow": ("euler", "unipc"),
+        "one": ("euler",),
+    }  # fmt: skip
+    low = ("edm-low", "rf-low", "reflow-low", "searched")
+    return (
+        {kind: (models[kind], solvers) for kind, solvers in usual.items() if kind in models},
+        {kind: (models[kind], ("unipc",)) for kind in low if kind in models},
+    )
 
 
 def guided_jobs(models: dict[str, WorldModel]) -> list[tuple[str, Solver, int]]:
     """Kind, solver and calls of the guided lines: a teacher in full, and ways to fewer calls."""
-    jobs: list[tuple[str, Solver, int]] = [("edm", "heun", 31), ("edm", "unipc", 8)]
-    jobs += [("edm", "unipc", 4), ("searched", "euler", 4)]
-    jobs += [("reflow", "euler", calls) for calls in (2, 4, 8, 31)]
+    jobs: list[tuple[str, Solver, int]] = [("edm", "unipc", 8), ("edm", "unipc", 4)]
+    jobs += [("edm-low", "unipc", calls) for calls in (2, 4, 5, 6, 8)]
+    jobs += [("reflow", "euler", calls) for calls in (4, 8)]
+    jobs += [("reflow-low", "unipc", calls) for calls in (2, 4, 8)]
+    jobs += [("searched", "unipc", 4)]
     return [job for job in jobs if job[0] in models]
 
 
-def measure(name: str, folder: Path, agents: Path, file: Path) -> None:
+def plain(
+    models: dict[str, WorldModel], episodes: Episodes, info: DatasetInfo, seed: int
+) -> Comparison:
+    """All points without guidance."""
+    usual, low = jobs_of(models)
+    found = compare(usual, episodes, info, CALLS, windows=WINDOWS, seed=seed, progress=True)
+    more = compare(low, episodes, info, LOW_CALLS, windows=WINDOWS, seed=seed, progress=True)
+    few = tuple(p for p in more.points if p.model != "searched" or p.levels == "searched")
+    return replace(found, points=(*found.points, *few))
+
+
+def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) -> None:
     """One dataset's record, written part by part; what is there is not made again."""
     torch.set_num_threads(1)
     loaded = load_dataset(name)
-    models = models_of(folder, loaded.info.name, episodes_hash(loaded.episodes))
+    data_hash = episodes_hash(loaded.episodes)
+    models = models_of(folder, loaded.info.name, data_hash)
     data = (loaded.episodes, loaded.info)
     record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     if not record:
-        asked = {kind: (model, solvers_of(model)) for kind, model in models.items()}
-        plain = compare(asked, *data, CALLS, windows=WINDOWS, progress=True)
         record = {
             "dataset": loaded.info.name,
             "windows": WINDOWS,
             "code": {**code_version(), "command": "python benchmarks/few_steps.py"},
             "system": system(CPU, "default"),
-            "models": {kind: about(model) for kind, model in models.items()},
-            "plain": plain.as_json(),
+            "models": {k: about(m) for k, m in models.items() if not k.endswith("-low")},
+            "plain": plain(models, *data, seed=0).as_json(),
             "guided": [],
+            "seeds": {},
         }
         write_text(file, json.dumps(record, indent=1) + "\n")
-    task = str(loaded.info.env_id).partition("-")[0]
-    for agent in AGENTS if list(agents.glob(f"*_{task}.npz")) else ():
-        policy = Agent(agents / f"{agent}_{task}.npz")
-        for strength in STRENGTHS:
-            for kind, solver, calls in guided_jobs(models):
-                key = {"policy": agent, "strength": strength, "model": kind, "asked": calls}
+    for place in sorted(folder.glob("seed*")):
+        others = models_of(place, loaded.info.name, data_hash)
+        seed = place.name.removeprefix("seed")
+        if {"edm", "reflow"} <= others.keys() and seed not in record["seeds"]:
+            record["models"] |= {
+                f"{k} {place.name}": about(m) for k, m in others.items() if not k.endswith("-low")
+            }
+            record["seeds"][seed] = plain(others, *data, seed=int(seed)).as_json()
+            write_text(file, json.dumps(record, indent=1) + "\n")
+    for policy_name, policy in policies.items():
+        for strength in REFERENCE_STRENGTHS:
+            others_too = guided_jobs(models) if strength in STRENGTHS else []
+            for kind, solver, calls in [REFERENCE, *others_too]:
+                key = {"policy": policy_name, "strength": strength, "model": kind,
+                       "solver": solver, "asked": calls}  # fmt: skip
                 if any(key.items() <= row.items() for row in record["guided"]):
                     continue
                 (point,) = compare(
@@ -97,6 +146,18 @@ def measure(name: str, folder: Path, agents: Path, file: Path) -> None:
                 ).points  # fmt: skip
                 record["guided"].append({**key, **dataclasses.asdict(point)})
                 write_text(file, json.dumps(record, indent=1) + "\n")
+
+
+def policies_of(agents: Path | None, run: Path | None, dataset: str) -> dict[str, Policy]:
+    """Name -> policy: those of the dataset's task, and that of a run."""
+    policies: dict[str, Policy] = {}
+    for name in AGENTS if agents else ():
+        for path in (agents or Path()).glob(f"{name}_*.npz"):
+            if dataset.startswith(path.stem.partition("_")[2].lower()):
+                policies[name] = Agent(path)
+    if run is not None:
+        policies[run.parts[-3]] = load_policy(run)
+    return policies
 
 
 def about(model: WorldModel) -> dict[str, Any]:
@@ -114,32 +175,62 @@ def page(records: list[dict[str, Any]]) -> str:
     """All records as Markdown."""
     lines = ["# World models at few network calls", "", CAPTION, ""]
     for record in records:
-        plain = record["plain"]
-        floor = plain["dynamics_floor"]
+        found = record["plain"]
+        floor = found["dynamics_floor"]
+        head = ["model", "solver", "levels", "calls", "RMSE", "energy distance",
+                "dynamics error", "median", "terminals", "s per 100k"]  # fmt: skip
+        rows = [
+            [p["model"], p["solver"], p["levels"], str(p["calls"]),
+             *map(_number, (p["paired"], p["energy"], p["dynamics"], p["dynamics_median"])),
+             f"{p['terminal_rate']:.2%}", f"{p['seconds_per_100k']:.3g}"]
+            for p in found["points"]
+        ]  # fmt: skip
         lines += [
             f"## {record['dataset']}",
             "",
-            f"The data: energy distance {plain['energy_floor']:.2g} between two samples, terminals "
-            f"{plain['terminal_rate']:.2%}" + (f", dynamics error {floor:.1g}." if floor else "."),
+            f"The data: energy distance {found['energy_floor']:.2g} between two samples, terminals "
+            f"{found['terminal_rate']:.2%}" + (f", dynamics error {floor:.1g}." if floor else "."),
             "",
-            *_rows(
-                ["model", "solver", "levels", "calls", "RMSE", "energy distance",
-                 "dynamics error", "median", "terminals", "s per 100k"],
-                [
-                    [p["model"], p["solver"], p["levels"], str(p["calls"]),
-                     *map(_number, (p["paired"], p["energy"], p["dynamics"], p["dynamics_median"])),
-                     f"{p['terminal_rate']:.2%}", f"{p['seconds_per_100k']:.3g}"]
-                    for p in plain["points"]
-                ],
-            ),
+            markdown_table([head, *rows]),
             "",
-        ]  # fmt: skip
+        ]
+        if record["seeds"]:
+            lines += [f"Of {1 + len(record['seeds'])} training seeds, mean (lowest to highest):",
+                      "", markdown_table(_over_seeds(record)), ""]  # fmt: skip
         if record["guided"]:
-            lines += ["Guided, calibrated:", "", *_guided(record["guided"]), ""]
+            names = ", ".join(dict.fromkeys(row["policy"] for row in record["guided"]))
+            lines += [
+                f"Guided, calibrated, mean over the policies {names}. Against 31 calls: dynamics "
+                "error over the reference's at the same likelihood, between its strengths.",
+                "",
+                markdown_table(_guided(record["guided"])),
+                "",
+            ]
     return "\n".join(lines)
 
 
-def _guided(rows: list[dict[str, Any]]) -> list[str]:
+def _over_seeds(record: dict[str, Any]) -> list[list[str]]:
+    """Lines that every seed has."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for found in (record["plain"], *record["seeds"].values()):
+        for point in found["points"]:
+            key = tuple(point[name] for name in ("model", "solver", "levels", "calls"))
+            groups.setdefault(key, []).append(point)
+    rows = [["model", "solver", "levels", "calls", "energy distance", "dynamics error"]]
+    for key, group in groups.items():
+        if len(group) == 1 + len(record["seeds"]):
+            rows.append([*map(str, key), *(_spread(group, n) for n in ("energy", "dynamics"))])
+    return rows
+
+
+def _spread(points: list[dict[str, Any]], name: str) -> str:
+    values = [point[name] for point in points if point[name] is not None]
+    if len(values) < len(points):
+        return "-"
+    return f"{statistics.mean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+
+
+def _guided(rows: list[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         key = (row["model"], row["solver"], row["levels"], row["calls"], row["strength"])
@@ -149,18 +240,25 @@ def _guided(rows: list[dict[str, Any]]) -> list[str]:
         known = [row[name] for row in group if row[name] is not None]
         return statistics.mean(known) if known else None
 
+    reference = sorted(
+        (mean(group, "log_likelihood") or 0.0, mean(group, "dynamics") or 0.0)
+        for (kind, solver, _, calls, _), group in groups.items()
+        if (kind, solver, calls) == REFERENCE
+    )
+
+    def against(group: list[dict[str, Any]]) -> str:
+        at, error = mean(group, "log_likelihood"), mean(group, "dynamics")
+        if at is None or error is None or not reference[0][0] <= at <= reference[-1][0]:
+            return "-"
+        return f"{error / np.interp(at, *zip(*reference, strict=True)) - 1:+.0%}"
+
     head = ["model", "solver", "levels", "calls", "strength", "dynamics error", "median",
-            "log-likelihood", "residual std", "s per 100k"]  # fmt: skip
+            "log-likelihood", "residual std", "s per 100k", "against 31 calls"]  # fmt: skip
     names = ("dynamics", "dynamics_median", "log_likelihood", "residual_std", "seconds_per_100k")
-    return _rows(
-        head,
-        [[*map(str, key), *(_number(mean(group, name)) for name in names)]
-         for key, group in groups.items()],
-    )  # fmt: skip
-
-
-def _rows(head: list[str], rows: list[list[str]]) -> list[str]:
-    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return [head] + [
+        [*map(str, key), *(_number(mean(group, name)) for name in names), against(group)]
+        for key, group in groups.items()
+    ]
 
 
 def _number(value: float | None) -> str:
@@ -174,22 +272,24 @@ def main() -> None:
     parser.add_argument("--dataset")
     parser.add_argument("--models", type=Path, help="folder of the models")
     parser.add_argument("--agents", type=Path, help="folder of the policies' arrays")
+    parser.add_argument("--policy", type=Path, help="seed folder of a run whose policy guides")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only write table and plots")
     args = parser.parse_args()
     folder = args.results / "few-steps"
     if not args.table:
-        if not (args.dataset and args.models and args.agents):
-            parser.error("--dataset, --models and --agents are needed, or --table")
-        file = folder / f"{Path(args.dataset).stem}.json"
-        measure(args.dataset, args.models, args.agents, file)
+        if not (args.dataset and args.models):
+            parser.error("--dataset and --models are needed, or --table")
+        name = Path(args.dataset).stem
+        policies = policies_of(args.agents, args.policy, name)
+        measure(args.dataset, args.models, policies, folder / f"{name}.json")
     records = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     write_text(args.results / "tables" / "few-steps.md", page(records))
     for record in records:
-        plain = record["plain"]
-        points = tuple(Point(**point) for point in plain["points"])
+        found = record["plain"]
+        points = tuple(Point(**point) for point in found["points"])
         plot_few_steps(
-            Comparison(**{**plain, "points": points}), folder / f"{record['dataset']}.png"
+            Comparison(**{**found, "points": points}), folder / f"{record['dataset']}.png"
         )
 
 
