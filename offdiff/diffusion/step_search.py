@@ -165,8 +165,9 @@ def search_steps(
 
 
 def _levels(times: Tensor, clock: Path, sigma_max: float) -> Tensor:
-    """(K,) rising times -> (K + 1,) falling levels, the last 0."""
-    levels = sigma_at(clock, times, sigma_max)
+    """(K,) rising shares of the time of sigma_max -> (K + 1,) falling levels, the last 0."""
+    latest = clock.time(times.new_tensor(sigma_max))
+    levels = sigma_at(clock, latest * times, sigma_max)
     return torch.cat((levels.flip(0), levels.new_zeros(1)))
 
 
@@ -178,7 +179,9 @@ def _first_generation(
     steps: int, clock: Path, sigma_max: float, evolution: Evolution, generator: torch.Generator
 ) -> list[Tensor]:
     """The uniform grid, EDM's, and of the rest half mutations of the two, half random."""
-    known = [_uniform(steps), clock.time(karras_sigmas(steps, sigma_max=sigma_max)[:-1])]
+    latest = clock.time(torch.tensor(sigma_max, dtype=torch.float64))
+    karras = clock.time(karras_sigmas(steps, sigma_max=sigma_max)[:-1]) / latest
+    known = [_uniform(steps), karras]
     known = [_tidy(times) for times in known][: evolution.population]
     rest = evolution.population - len(known)
     mutated = [_mutated(known[i % 2], evolution.rate, generator) for i in range(rest // 2)]

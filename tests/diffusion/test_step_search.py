@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from offdiff.core.errors import InputError
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.oracles import Mixture
 from offdiff.diffusion.paths import Cosine, Path, RectifiedFlow, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler, sample_heun
@@ -153,3 +154,13 @@ def test_what_cannot_be_searched_is_told() -> None:
         Evolution(generations=-1)
     with pytest.raises(InputError, match="finalists"):
         Evolution(finalists=0)
+
+
+def test_multistep_rules_can_be_searched_at_the_top() -> None:
+    """Candidates crowd at the largest level; none of them may have two equal levels."""
+    found = search_steps(
+        MIXTURE, (16, 2), sample_unipc, steps=8, evolution=SHORT, fine_steps=16, fresh_batches=1,
+        like=torch.empty(0, dtype=torch.float64),
+    )  # fmt: skip
+    assert (found.sigmas.diff() < 0).all()
+    assert found.sigmas[0] <= SIGMA_MAX
