@@ -1,9 +1,9 @@
-"""Takes planners apart: Trajectory Diffuser's proposal and levels, Veteran's candidates.
+"""Takes planners apart: levels of Trajectory Diffuser and Diffuser, Veteran's candidates.
 
     python benchmarks/planner_parts.py RUN            adds lines to results/planners/*.json
     python benchmarks/planner_parts.py --table        results/tables/planner-parts.md from them
 
-RUN is the seed folder of a `trajectory-diffuser` or `veteran` run. Its one trained model is played
+RUN is the seed folder of a `trajectory-diffuser`, `diffuser` or `veteran` run. Its one trained model is played
 with other settings, 50 episodes each from the same starts, and the record holds every episode's
 return. Times are those of the evaluation, ten environments at once on one thread, others beside.
 """
@@ -39,6 +39,13 @@ PARTS: dict[str, tuple[dict[str, Any], ...]] = {
         {"levels": 10},
         {"start": "noise", "levels": 5},
         {"levels": 2, "guidance": 0.0},
+    ),
+    "diffuser": (
+        {"levels": 1, "unguided_levels": 0},
+        {"levels": 2, "unguided_levels": 0},
+        {"levels": 2, "unguided_levels": 1},
+        {"levels": 5},
+        {"levels": 20},
     ),
     "veteran": ({"candidates": 1}, {"candidates": 4}, {"candidates": 16}),
 }

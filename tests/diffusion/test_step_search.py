@@ -159,7 +159,7 @@ def test_what_cannot_be_searched_is_told() -> None:
 def test_multistep_rules_can_be_searched_at_the_top() -> None:
     """Candidates crowd at the largest level; none of them may have two equal levels."""
     found = search_steps(
-        MIXTURE, (16, 2), sample_unipc, steps=8, evolution=SHORT, fine_steps=16, fresh_batches=1,
+        MIXTURE, (4, 2), sample_unipc, steps=12, fine_steps=16, fresh_batches=1,
         like=torch.empty(0, dtype=torch.float64),
     )  # fmt: skip
     assert (found.sigmas.diff() < 0).all()
