@@ -3,9 +3,10 @@
     python benchmarks/planner_parts.py RUN            adds lines to results/planners/*.json
     python benchmarks/planner_parts.py --table        results/tables/planner-parts.md from them
 
-RUN is the seed folder of a `trajectory-diffuser`, `diffuser` or `veteran` run. Its one trained model is played
-with other settings, 50 episodes each from the same starts, and the record holds every episode's
-return. Times are those of the evaluation, ten environments at once on one thread, others beside.
+RUN is the seed folder of a `trajectory-diffuser`, `diffuser` or `veteran` run. Its one trained
+model is played with other settings, 50 episodes each from the same starts, and the record holds
+every episode's return. Times are those of the evaluation, ten environments at once on one thread,
+others beside.
 """
 
 import argparse
