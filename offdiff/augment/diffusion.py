@@ -36,7 +36,7 @@ class DiffusionConfig(AugmentConfig):
     model_file: str = ""
     """Use this trained model (`offdiff model train`) instead; it must be of the same data."""
     levels: int = 16
-    """Noise levels of the sampler; few are enough for a distilled model, or searched levels."""
+    """Noise levels of the sampler; 2 to 8 start low, from the data's Gaussian (docs/few-steps.md)."""
     chunk: int = 0
     """Windows sampled at a time; 0 for 256 on a CPU, 8192 on a GPU."""
     threads: int = 1
@@ -93,7 +93,7 @@ class UnguidedConfig(DiffusionConfig):
 
     solver: Solver = "auto"
     """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
-    euler: first; auto: heun, and euler for distilled models and searched levels."""
+    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for distilled models."""
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The solver from pure noise, whatever the policy."""
@@ -120,7 +120,7 @@ class PGDConfig(DiffusionConfig):
     """Let states follow the guided actions at every level, for a backward pass per network call."""
     solver: Solver = "auto"
     """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
-    euler: first; auto: heun, and euler for distilled models and searched levels."""
+    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for distilled models."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

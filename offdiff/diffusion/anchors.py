@@ -2,8 +2,8 @@
 
 The paper trains a decoder that refines k-means centres under tiny noise and scores them. Here an
 ordinary denoiser is run from noisy anchors: that needs t_start of 0.3 to 0.6, as from lower down
-the ODE neither leaves the anchor nor spreads to the data's width. Left out: training on anchors and
-the head that scores them.
+the ODE neither leaves the anchor nor spreads to the data's width. The paper's training and the head
+that scores anchors are `offdiff.diffusion.anchored`.
 
 Dimension letters: N points or samples, K anchors; E, the shape of a point, is any.
 """
