@@ -36,7 +36,7 @@ class DiffusionConfig(AugmentConfig):
     model_file: str = ""
     """Use this trained model (`offdiff model train`) instead; it must be of the same data."""
     levels: int = 16
-    """Noise levels of the sampler; 2 to 8 start low, from the data's Gaussian (docs/few-steps.md)."""
+    """Noise levels of the sampler; 2 to 8 of them start low, from the Gaussian of the data."""
     chunk: int = 0
     """Windows sampled at a time; 0 for 256 on a CPU, 8192 on a GPU."""
     threads: int = 1
