@@ -98,7 +98,7 @@ def compare(
         for label, (model, solvers) in models.items()
         for solver in solvers
         for n in calls
-        if not model.lineage.max_calls or n <= model.lineage.max_calls
+        if model.lineage.max_calls in (0, n)
     ]
     points: dict[tuple[str, str, int], Point] = {}
     exact = {model.hash: _exact(model, windows, seed) for model, _ in models.values()
@@ -204,5 +204,6 @@ def _noise(model: WorldModel, n: int, seed: int) -> Tensor:
 
 def _exact(model: WorldModel, n: int, seed: int) -> Tensor:
     """What the ODE makes of that noise."""
-    sigmas = karras_sigmas(1 if model.lineage.max_calls == 1 else FINE)
+    only = model.lineage.max_calls
+    sigmas = model.levels(only) if only else karras_sigmas(FINE)
     return sample_unipc(model.denoiser, float(sigmas[0]) * _noise(model, n, seed), sigmas, order=3)

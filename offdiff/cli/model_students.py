@@ -28,15 +28,18 @@ Examples:
 
 The pairs are kept beside --out and made once. What was stopped goes on when repeated.
 """
-DISTILL = """Train a student that makes a window in one network call.
+DISTILL = """Train a student that makes a window in one network call, or in so many.
 
 Examples:
   offdiff model distill reflowed.safetensors --dataset hopper-medium-v2 --out one.safetensors
   offdiff model distill teacher.safetensors --dataset hopper-medium-v2 --out small.safetensors \\
       --network dit-xs
+  offdiff model distill teacher.safetensors --dataset hopper-medium-v2 --calls 4 \\
+      --out four.safetensors
 
-Best from a reflowed model. More calls make it worse, so they are refused. A smaller network starts
-afresh; --anneal lets it slide into the pairs (SlimFlow), which helps when pairs are few.
+Best from a reflowed model. It knows the levels of its own calls alone: others are refused. A
+smaller network starts afresh; --anneal lets it slide into the pairs (SlimFlow), which helps when
+pairs are few.
 """
 
 
@@ -99,7 +102,7 @@ def reflow(
     if premetric == "dyn":
         windows, _ = split(source.episodes, model.config, source.device)
         recipe, found = "reflow, premetric dyn", fit_premetric(windows, model.codec)
-    _student(model, pairs, source, config, out, recipe, found)
+    _student(model, pairs, source, config, out, recipe, premetric=found)
 
 
 def distill(
@@ -110,6 +113,7 @@ def distill(
     dataset: str = "sample",
     make: PairsConfig = PairsConfig(),  # noqa: B008  frozen
     pairs_file: Path | None = None,
+    calls: int = 1,
     network: str = "",
     anneal: float = 0.0,
     steps: int = 0,
@@ -117,7 +121,7 @@ def distill(
     device: str = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Train a student of one call.
+    """Train a student of one call, or of some.
 
     Args:
         teacher: file of a world model, best a reflowed one
@@ -125,6 +129,7 @@ def distill(
         dataset: what the teacher was trained on
         make: the pairs
         pairs_file: keep the pairs here, and use them if they are there; default: beside `out`
+        calls: network calls of a window
         network: a smaller network; default: the teacher's
         anneal: share of the training in which independent noise gives way to the pairs'
         steps: gradient steps; 0 for half of the teacher's
@@ -136,12 +141,14 @@ def distill(
 
     if not 0 <= anneal < 1:
         raise InputError(f"anneal must lie in [0, 1), got {anneal}")
+    if not 1 <= calls <= 64:
+        raise InputError(f"calls must lie in [1, 64], got {calls}")
     require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
     config = distil_config(model.config)
     config = _with(config, steps, learning_rate, network=network or config.network)
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
-    _student(model, pairs.annealed(anneal), source, config, out, "distil")
+    _student(model, pairs.annealed(anneal), source, config, out, "distil", calls=calls)
 
 
 def _pairs(teacher: "WorldModel", source: "Source", make: PairsConfig, file: Path) -> "Pairs":
@@ -182,6 +189,8 @@ def _student(
     config: "ModelConfig",
     out: Path,
     recipe: str,
+    *,
+    calls: int = 0,
     premetric: "Premetric | None" = None,
 ) -> None:
     """Trains the student and writes it; its checkpoint lies beside it until it is done."""
@@ -191,7 +200,8 @@ def _student(
     folder = out.with_suffix(".training")
     folder.mkdir(parents=True, exist_ok=True)
     model = train_student(
-        teacher, pairs, source.episodes, config, folder, recipe=recipe, premetric=premetric,
+        teacher, pairs, source.episodes, config, folder, recipe=recipe, calls=calls,
+        premetric=premetric,
         progress=source.progress,
     )  # fmt: skip
     model.save(out)

@@ -71,8 +71,8 @@ class ModelConfig:
     """Squared error, or pseudo-Huber of a whole window's error, which outliers move less."""
     law: Law = "normal"
     """Of the noise level in training. normal: ln sigma, as EDM and SD3 take it; the others are laws
-    of t = sigma / (1 + sigma), u-shape that of reflow; end: the largest level alone, for distilling
-    to one step."""
+    of t = sigma / (1 + sigma), u-shape that of reflow; end: the largest level alone, and for
+    distilling to several calls the levels of those."""
     level_mean: float = -1.2
     """Mean of ln sigma in training, of the normal law."""
     level_std: float = 1.2

@@ -21,7 +21,7 @@ from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows, episodes_hash, hold_out
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.couplings import Coupling, Independent
-from offdiff.diffusion.denoiser import Denoiser, LevelLaw, draw_levels
+from offdiff.diffusion.denoiser import Denoiser, LevelLaw, Levels, draw_levels
 from offdiff.diffusion.distributed import Group, distributed
 from offdiff.diffusion.laws import training_levels
 from offdiff.diffusion.losses import Loss, at_levels
@@ -49,6 +49,8 @@ class Fit:
     codec: Codec
     coupling: Coupling
     held: Windows
+    law: Levels
+    """Of the noise levels in training."""
     loss: Loss
     average: Denoiser
     """The denoiser with averaged weights."""
@@ -93,6 +95,7 @@ class Fit:
             codec=codec,
             coupling=coupling,
             held=held,
+            law=training_levels(config),
             loss=Loss(denoiser, config.objective, config.metric),
             average=copy.deepcopy(denoiser).eval().requires_grad_(False),
             optimiser=_optimiser(denoiser, config),
@@ -127,11 +130,11 @@ class Fit:
         n, generator = self.config.batch_size, self.generator
         progress = self.steps / self.config.steps
         clean, noise, known = self.coupling.draw(n, progress, generator=generator)
-        law, rows = training_levels(self.config), clean.shape[1]
         if isinstance(self.coupling, Independent):
-            sigma = draw_levels(self.config.levels, law, n, rows, generator=generator)
+            rows = clean.shape[1]
+            sigma = draw_levels(self.config.levels, self.law, n, rows, generator=generator)
         else:  # which groups a pair's teacher was told is part of the pair
-            sigma = at_levels(law.sample(n, generator=generator), known)
+            sigma = at_levels(self.law.sample(n, generator=generator), known)
         return clean, noise, sigma
 
     @torch.no_grad()

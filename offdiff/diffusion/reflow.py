@@ -20,15 +20,17 @@ from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows, episodes_hash
 from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.couplings import Independent, Pairs
-from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise, Levels
 from offdiff.diffusion.distributed import distributed
 from offdiff.diffusion.fit import CHECKPOINT, Fit, run_fit, split
 from offdiff.diffusion.flow_solvers import HIGH, invert
+from offdiff.diffusion.laws import Grid, TimeLevels
 from offdiff.diffusion.multistep import sample_unipc
+from offdiff.diffusion.paths import RectifiedFlow
 from offdiff.diffusion.premetric import Premetric
 from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.sampling import karras_sigmas, pinned
-from offdiff.diffusion.world_model import Lineage, WorldModel, measure_gaussian
+from offdiff.diffusion.world_model import Lineage, WorldModel, even_levels, measure_gaussian
 
 FARTHEST = 5.0
 """Standard deviations outside the data at which a teacher's window is left out as an accident."""
@@ -118,7 +120,7 @@ def _require_teacher(model: WorldModel) -> None:
     """Raises InputError for a distilled model, which has no ODE, and for a quantised one."""
     if model.lineage.max_calls:
         raise InputError(
-            "this model was distilled to one call and has no path to learn from; learn from its "
+            "this model was distilled to few calls and has no path to learn from; learn from its "
             "teacher"
         )
     if model.denoiser.quantised:
@@ -157,8 +159,14 @@ def reflow_config(teacher: ModelConfig) -> ModelConfig:
 
 
 def distil_config(teacher: ModelConfig) -> ModelConfig:
-    """As reflow, at the largest level alone: one call from noise to window."""
+    """As reflow, at the levels of the student's calls alone: for one, from noise to window."""
     return dataclasses.replace(reflow_config(teacher), objective="x0", law="end")
+
+
+def levels_of_calls(calls: int) -> Levels:
+    """The law of the levels at which a student of so many calls is called."""
+    times = RectifiedFlow().time(even_levels(calls)[:-1])
+    return TimeLevels(Grid(tuple(times.tolist())))
 
 
 def train_student(
@@ -169,6 +177,7 @@ def train_student(
     folder: Path,
     *,
     recipe: str,
+    calls: int = 0,
     premetric: Premetric | None = None,
     progress: bool = False,
 ) -> WorldModel:
@@ -176,15 +185,18 @@ def train_student(
 
     It starts from the teacher's weights where the networks are the same. Guidance keeps the
     teacher's error curve: the student's own says how well it knows a pair, not what data vary by.
+    calls: that it is distilled to, with the law "end"; 0 for a path to follow in any number.
     premetric: see `Loss`; the recipe has to name it, or a checkpoint of another would be taken.
     Raises InputError for a model that cannot be a teacher, pairs of another one, or a loss that
-    stops being finite.
+    stops being finite; ValueError for calls without the law "end", or the reverse.
     """
     _require_teacher(teacher)
     if pairs.teacher != teacher.hash:
         raise InputError("the pairs were made by another teacher; make them again")
     if premetric is not None and config.metric != "huber":
         raise InputError(f"a premetric goes with the metric huber, not with {config.metric}")
+    if (calls > 0) != (config.law == "end"):
+        raise ValueError("a number of calls goes with the law 'end', and that law with calls")
     same = config.network == teacher.config.network
     if (config.horizon, config.action_map, config.terminals, config.levels) != (
         teacher.config.horizon, teacher.config.action_map, teacher.config.terminals,
@@ -197,7 +209,10 @@ def train_student(
         weights = teacher.denoiser.network if same else None
         fit = Fit.of(config, teacher.codec, pairs, held, group, weights)
         fit.loss.premetric = premetric
-        identity = f"{episodes_hash(episodes)} {teacher.hash} {recipe} {len(pairs)} {pairs.anneal}"
+        if calls > 1:
+            fit.law = levels_of_calls(calls)
+        how = f"{recipe} {calls} {len(pairs)} {pairs.anneal}"
+        identity = f"{episodes_hash(episodes)} {teacher.hash} {how}"
         run_fit(fit, folder / CHECKPOINT, identity, title=recipe, progress=progress)
         return dataclasses.replace(
             fit.model(teacher.data_hash),
@@ -208,6 +223,6 @@ def train_student(
                 teacher=teacher.hash,
                 pairs=len(pairs),
                 calls_per_pair=pairs.calls,
-                max_calls=1 if config.law == "end" else 0,
+                max_calls=calls,
             ),
         )

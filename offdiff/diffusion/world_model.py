@@ -74,6 +74,13 @@ def measure_errors(denoiser: Denoiser, codec: Codec, windows: Windows, n: int) -
     return ErrorCurve(levels.log(), torch.stack(errors))
 
 
+def even_levels(steps: int) -> Tensor:
+    """(steps + 1,) falling levels, even in the time of the cosine path; the last one 0."""
+    path = Cosine()
+    latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
+    return sigma_at(path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps))
+
+
 def measure_gaussian(codec: Codec, windows: Windows, *, coupled: bool = False) -> GaussianStart:
     """Where sampling of such windows may start; coupled: for a model of pairs (reflow)."""
     number = min(len(windows), GAUSSIAN_WINDOWS)
@@ -93,7 +100,7 @@ class Lineage:
     pairs: int = 0
     calls_per_pair: int = 0
     max_calls: int = 0
-    """More network calls than this make it worse; 0 for any number."""
+    """Network calls that it was distilled for, and the only number it makes; 0 for any."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +137,19 @@ class WorldModel:
         Those that a search found for this number of steps; else, for 2 to 8 steps from a Gaussian
         start, Karras' from a low level; else evenly in the time of the cosine path for a student,
         whose flow is nearly straight; else Karras'.
-        Raises InputError for more steps than a student was made for.
+        Raises InputError for another number of steps than a model was distilled for.
         """
-        most = self.lineage.max_calls
-        if most and steps > most:
+        only = self.lineage.max_calls
+        if only and steps != only:
             raise InputError(
-                f"this model was distilled for {most} network call(s) and gets worse with more; "
-                f"ask for {most} level(s) and the solver `euler`, or use its teacher"
+                f"this model was distilled for {only} network call(s) and knows no other levels; "
+                f"ask for {only} level(s) and the solver `euler`, or use its teacher"
             )
         if steps in self.grids:
             return torch.tensor((*self.grids[steps], 0.0), dtype=torch.float64)
         if self.starts_low(steps):
             return karras_sigmas(steps, LOWEST / steps, HIGHEST * steps)
-        if self.lineage.teacher:
-            path = Cosine()
-            latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
-            return sigma_at(
-                path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps)
-            )
-        return karras_sigmas(steps)
+        return even_levels(steps) if self.lineage.teacher else karras_sigmas(steps)
 
     def starts_low(self, steps: int) -> bool:
         """Whether so many steps begin where the data's own variance counts."""

@@ -157,6 +157,7 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("distill", "t.safetensors", "--out", "x.safetensors", "--network", "big"), "big"),
     (("distill", "t.safetensors", "--out", "x.safetensors",
       "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--calls", "0"), "calls must lie"),
     (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
     (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
     (("reflow", "t.safetensors", "--out", "x.safetensors", "--pairs-file", "s.pairs.safetensors",

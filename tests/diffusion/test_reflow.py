@@ -24,12 +24,13 @@ from offdiff.diffusion.oracles import Mixture
 from offdiff.diffusion.reflow import (
     PairsConfig,
     distil_config,
+    levels_of_calls,
     make_pairs,
     reflow_config,
     train_student,
 )
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler
-from offdiff.diffusion.world_model import WorldModel, load_model
+from offdiff.diffusion.world_model import WorldModel, even_levels, load_model
 from offdiff.distances import energy_distance
 
 CPU = torch.device("cpu")
@@ -112,7 +113,7 @@ def pairs(teacher: WorldModel) -> Pairs:
 def errors(model: WorldModel, of: WorldModel, calls: int) -> float:
     noise = of.noise(200, 1.0, generator=torch.Generator().manual_seed(9))
     exact = sample_unipc(of.denoiser, SIGMA_MAX * noise, karras_sigmas(40), order=3)
-    sigmas = model.levels(calls)
+    sigmas = dataclasses.replace(model, gaussian=None).levels(calls)
     made = sample_euler(model.denoiser, float(sigmas[0]) * noise, sigmas)
     return float((made - exact).square().mean().sqrt())
 
@@ -135,12 +136,33 @@ def test_a_distilled_model_refuses_more_calls(
     """R9; and a smaller student, slid into the pairs, is a student too."""
     config = dataclasses.replace(distil_config(teacher.config), steps=300, network="mlp-128")
     student = train_student(
-        teacher, pairs.annealed(0.25), EPISODES, config, tmp_path, recipe="distil"
+        teacher, pairs.annealed(0.25), EPISODES, config, tmp_path, recipe="distil", calls=1
     )
     assert errors(student, teacher, 1) < errors(teacher, teacher, 1)
     assert student.levels(1).tolist() == pytest.approx([SIGMA_MAX, 0.0])
     with pytest.raises(InputError, match="distilled for 1 network call"):
         student.levels(2)
+
+
+def test_a_student_of_two_calls(teacher: WorldModel, pairs: Pairs, tmp_path: Path) -> None:
+    """k-step distillation: it is trained at the levels of its calls, and called nowhere else."""
+    config = dataclasses.replace(distil_config(teacher.config), steps=300)
+    student = train_student(teacher, pairs, EPISODES, config, tmp_path, recipe="distil", calls=2)
+    assert errors(student, teacher, 2) < 0.6 * errors(teacher, teacher, 2)
+    assert torch.equal(student.levels(2), even_levels(2))
+    for calls in (1, 3):
+        with pytest.raises(InputError, match="distilled for 2 network call"):
+            student.levels(calls)
+    with pytest.raises(ValueError, match="goes with the law 'end'"):
+        train_student(teacher, pairs, EPISODES, config, tmp_path, recipe="distil")
+
+
+def test_the_levels_of_a_student_of_k_calls_are_drawn_equally_often() -> None:
+    law = levels_of_calls(3)
+    drawn = law.sample(3000, generator=torch.Generator().manual_seed(0))
+    found, counts = drawn.unique(return_counts=True)
+    assert_close(found.flip(0), even_levels(3)[:-1].float(), rtol=1e-4, atol=0)
+    assert counts.min() > 900
 
 
 def test_pairs_are_kept_and_belong_to_their_teacher(
