@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from offdiff.augment.base import Source
     from offdiff.diffusion.config import ModelConfig
     from offdiff.diffusion.couplings import Pairs
-    from offdiff.diffusion.premetric import Premetric
     from offdiff.diffusion.world_model import WorldModel
 
 REFLOW = """Train a student on pairs of noise and a teacher's windows: 2 to 8 network calls will do.
@@ -37,7 +37,8 @@ Examples:
   offdiff model distill teacher.safetensors --dataset hopper-medium-v2 --calls 4 \\
       --out four.safetensors
 
-Best from a reflowed model. It knows the levels of its own calls alone: others are refused. A
+From pairs it is best taught by a reflowed model; --how consistency needs no pairs, and a teacher
+that was not reflowed. A student knows the levels of its own calls alone: others are refused. A
 smaller network starts afresh; --anneal lets it slide into the pairs (SlimFlow), which helps when
 pairs are few.
 """
@@ -91,7 +92,7 @@ def reflow(
     """
     from offdiff.diffusion.fit import split
     from offdiff.diffusion.premetric import fit_premetric
-    from offdiff.diffusion.reflow import reflow_config
+    from offdiff.diffusion.reflow import reflow_config, train_student
 
     require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
@@ -102,7 +103,10 @@ def reflow(
     if premetric == "dyn":
         windows, _ = split(source.episodes, model.config, source.device)
         recipe, found = "reflow, premetric dyn", fit_premetric(windows, model.codec)
-    _student(model, pairs, source, config, out, recipe, premetric=found)
+    _student(out, partial(
+        train_student, model, pairs, source.episodes, config, recipe=recipe, premetric=found,
+        progress=source.progress,
+    ))  # fmt: skip
 
 
 def distill(
@@ -113,6 +117,7 @@ def distill(
     dataset: str = "sample",
     make: PairsConfig = PairsConfig(),  # noqa: B008  frozen
     pairs_file: Path | None = None,
+    how: Literal["pairs", "consistency"] = "pairs",
     calls: int = 1,
     network: str = "",
     anneal: float = 0.0,
@@ -129,26 +134,41 @@ def distill(
         dataset: what the teacher was trained on
         make: the pairs
         pairs_file: keep the pairs here, and use them if they are there; default: beside `out`
+        how: on pairs of noise and window; or by agreeing with itself along the teacher's path
+            (consistency distillation, one call, no pairs)
         calls: network calls of a window
         network: a smaller network; default: the teacher's
         anneal: share of the training in which independent noise gives way to the pairs'
         steps: gradient steps; 0 for half of the teacher's
-        learning_rate: peak; 0 for a third of the teacher's
+        learning_rate: peak; 0 for a third of the teacher's, for consistency all of it
         device: auto, cpu, cuda or cuda:N
         overwrite: replace `out`
     """
-    from offdiff.diffusion.reflow import distil_config
+    from offdiff.diffusion.consistency import distil_consistency
+    from offdiff.diffusion.reflow import distil_config, train_student
 
     if not 0 <= anneal < 1:
         raise InputError(f"anneal must lie in [0, 1), got {anneal}")
     if not 1 <= calls <= 64:
         raise InputError(f"calls must lie in [1, 64], got {calls}")
+    if how == "consistency" and (calls > 1 or anneal > 0 or pairs_file):
+        raise InputError("consistency makes students of one call, without pairs to anneal or read")
     require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
     config = distil_config(model.config)
+    if how == "consistency":  # pairs are nearly learned already, the path's end is not
+        config = replace(config, learning_rate=model.config.learning_rate)
     config = _with(config, steps, learning_rate, network=network or config.network)
+    if how == "consistency":
+        _student(out, partial(
+            distil_consistency, model, source.episodes, config, progress=source.progress
+        ))  # fmt: skip
+        return
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
-    _student(model, pairs.annealed(anneal), source, config, out, "distil", calls=calls)
+    _student(out, partial(
+        train_student, model, pairs.annealed(anneal), source.episodes, config, recipe="distil",
+        calls=calls, progress=source.progress,
+    ))  # fmt: skip
 
 
 def _pairs(teacher: "WorldModel", source: "Source", make: PairsConfig, file: Path) -> "Pairs":
@@ -182,30 +202,15 @@ def _with(config: "ModelConfig", steps: int, learning_rate: float, **changes: An
         raise InputError(str(error)) from error
 
 
-def _student(
-    teacher: "WorldModel",
-    pairs: "Pairs",
-    source: "Source",
-    config: "ModelConfig",
-    out: Path,
-    recipe: str,
-    *,
-    calls: int = 0,
-    premetric: "Premetric | None" = None,
-) -> None:
-    """Trains the student and writes it; its checkpoint lies beside it until it is done."""
+def _student(out: Path, train: "Callable[[Path], WorldModel]") -> None:
+    """Trains a student in a folder and writes it; the folder is gone when it is done."""
     from offdiff.diffusion.fit import CHECKPOINT
-    from offdiff.diffusion.reflow import train_student
 
     folder = out.with_suffix(".training")
     folder.mkdir(parents=True, exist_ok=True)
-    model = train_student(
-        teacher, pairs, source.episodes, config, folder, recipe=recipe, calls=calls,
-        premetric=premetric,
-        progress=source.progress,
-    )  # fmt: skip
+    model = train(folder)
     model.save(out)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     folder.rmdir()
     parameters = sum(p.numel() for p in model.denoiser.parameters())
-    print(f"{out}\n{config.network}, {parameters:,} parameters, {config.steps:,} steps")
+    print(f"{out}\n{model.config.network}, {parameters:,} parameters, {model.config.steps:,} steps")

@@ -73,7 +73,7 @@ def make_pairs(
     standard deviations outside the data are left out. Raises InputError if that leaves less than
     half, and for a teacher that cannot be one.
     """
-    _require_teacher(teacher)
+    require_teacher(teacher)
     generator = torch.Generator(teacher.device).manual_seed(derive_seed(config.seed, "pairs"))
     sigmas = karras_sigmas(config.levels)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -116,7 +116,7 @@ def make_pairs(
     )
 
 
-def _require_teacher(model: WorldModel) -> None:
+def require_teacher(model: WorldModel) -> None:
     """Raises InputError for a distilled model, which has no ODE, and for a quantised one."""
     if model.lineage.max_calls:
         raise InputError(
@@ -125,6 +125,15 @@ def _require_teacher(model: WorldModel) -> None:
         )
     if model.denoiser.quantised:
         raise InputError("this model is quantised; learn from the float one, and quantise last")
+
+
+def require_kin(teacher: WorldModel, config: ModelConfig) -> None:
+    """Raises InputError for a student of other windows than its teacher's."""
+    own = teacher.config
+    if (config.horizon, config.action_map, config.terminals, config.levels) != (
+        own.horizon, own.action_map, own.terminals, own.levels,
+    ):  # fmt: skip
+        raise InputError("a student needs its teacher's horizon, action map, terminals and levels")
 
 
 def _farthest(data: Independent, generator: torch.Generator) -> Tensor:
@@ -190,22 +199,18 @@ def train_student(
     Raises InputError for a model that cannot be a teacher, pairs of another one, or a loss that
     stops being finite; ValueError for calls without the law "end", or the reverse.
     """
-    _require_teacher(teacher)
+    require_teacher(teacher)
     if pairs.teacher != teacher.hash:
         raise InputError("the pairs were made by another teacher; make them again")
     if premetric is not None and config.metric != "huber":
         raise InputError(f"a premetric goes with the metric huber, not with {config.metric}")
     if (calls > 0) != (config.law == "end"):
         raise ValueError("a number of calls goes with the law 'end', and that law with calls")
-    same = config.network == teacher.config.network
-    if (config.horizon, config.action_map, config.terminals, config.levels) != (
-        teacher.config.horizon, teacher.config.action_map, teacher.config.terminals,
-        teacher.config.levels,
-    ):  # fmt: skip
-        raise InputError("a student needs its teacher's horizon, action map, terminals and levels")
+    require_kin(teacher, config)
     windows, held = split(episodes, teacher.config, teacher.device)
     with distributed(teacher.device) as group:
         group.require_divisible(config.batch_size)
+        same = config.network == teacher.config.network
         weights = teacher.denoiser.network if same else None
         fit = Fit.of(config, teacher.codec, pairs, held, group, weights)
         fit.loss.premetric = premetric

@@ -94,7 +94,7 @@ class Lineage:
     """How a model came about, other than from the data alone."""
 
     recipe: str = "train"
-    """train, reflow or distil"""
+    """train, reflow, distil or consistency"""
     teacher: str = ""
     """`WorldModel.hash` of the model whose pairs it learned."""
     pairs: int = 0

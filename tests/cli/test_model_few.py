@@ -71,6 +71,15 @@ def test_what_was_made(place: Path, model: Command) -> None:
     assert student.hash in out
 
 
+def test_consistency_needs_no_pairs(place: Path, model: Command) -> None:
+    code, _, _ = model("distill", "t.safetensors", "--how", "consistency", "--steps", 2,
+                         "--out", "c1.safetensors")  # fmt: skip
+    assert code == 0
+    assert not (place / "c1.pairs.safetensors").exists()
+    found = load_model(place / "c1.safetensors", torch.device("cpu"))
+    assert (found.lineage.recipe, found.lineage.max_calls) == ("consistency", 1)
+
+
 def test_comparison(place: Path, model: Command) -> None:
     code, out, _ = model(
         "compare", "t.safetensors", "s.safetensors", "one.safetensors", "--calls", 1, 2, 3,
@@ -158,6 +167,8 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("distill", "t.safetensors", "--out", "x.safetensors",
       "--pairs-file", "one.pairs.safetensors"), "no pairs of this teacher"),
     (("distill", "t.safetensors", "--out", "x.safetensors", "--calls", "0"), "calls must lie"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--how", "consistency", "--calls", "2"),
+     "students of one call"),
     (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
     (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
     (("reflow", "t.safetensors", "--out", "x.safetensors", "--pairs-file", "s.pairs.safetensors",
