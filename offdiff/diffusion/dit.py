@@ -65,6 +65,7 @@ class Block(nn.Module):
         self.heads, self.causal = heads, causal
         self.modulation = nn.Linear(width, 6 * width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.values = nn.Identity()  # a place for hooks that keep or replace them; see `editing`
         self.projection = nn.Linear(width, width)
         self.perceptron = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
@@ -90,7 +91,7 @@ class Block(nn.Module):
         joint = self.queries_keys_values(modulated_norm(x, scale, shift))
         query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = (F.rms_norm(t, t.shape[-1:], eps=NORM_EPS) for t in (query, key))
-        return query, key, value
+        return query, key, self.values(value)
 
     def after_attention(self, x: Tensor, mixed: Tensor, modulation: Sequence[Tensor]) -> Tensor:
         """(B, T, d) and the attention's values (B, heads, T, d / heads) -> (B, T, d)."""
