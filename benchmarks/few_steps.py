@@ -30,6 +30,7 @@ from offdiff.data.dataset import DatasetInfo
 from offdiff.data.episodes import Episodes
 from offdiff.data.load import load_dataset
 from offdiff.data.windows import episodes_hash
+from offdiff.diffusion.sampling import low_levels
 from offdiff.diffusion.solvers import Solver
 from offdiff.diffusion.world_model import WorldModel, load_model
 from offdiff.few_step_plots import plot_few_steps
@@ -65,7 +66,8 @@ def models_of(folder: Path, dataset: str, data_hash: str) -> dict[str, WorldMode
             models[kind] = model
         else:
             models[kind] = replace(model, gaussian=None)
-            models[f"{kind}-low"] = model
+            low = {calls: tuple(low_levels(calls)[:-1].tolist()) for calls in LOW_CALLS}
+            models[f"{kind}-low"] = replace(model, grids=low)
     return models
 
 
@@ -99,8 +101,13 @@ def plain(
     usual, low = jobs_of(models)
     found = compare(usual, episodes, info, CALLS, windows=WINDOWS, seed=seed, progress=True)
     more = compare(low, episodes, info, LOW_CALLS, windows=WINDOWS, seed=seed, progress=True)
-    few = tuple(p for p in more.points if p.model != "searched" or p.levels == "searched")
-    return replace(found, points=(*found.points, *few))
+    few = [p for p in more.points if p.model != "searched" or p.levels == "searched"]
+    return replace(found, points=(*found.points, *map(_named, few)))
+
+
+def _named(point: Point) -> Point:
+    """Nobody searched the levels of `low_levels`."""
+    return replace(point, levels="low") if point.model.endswith("-low") else point
 
 
 def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) -> None:
@@ -144,7 +151,7 @@ def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) ->
                     {kind: (models[kind], (solver,))}, *data, (calls,), policy=policy,
                     strength=strength, windows=WINDOWS,
                 ).points  # fmt: skip
-                record["guided"].append({**key, **dataclasses.asdict(point)})
+                record["guided"].append({**key, **dataclasses.asdict(_named(point))})
                 write_text(file, json.dumps(record, indent=1) + "\n")
 
 

@@ -93,7 +93,7 @@ class UnguidedConfig(DiffusionConfig):
 
     solver: Solver = "auto"
     """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
-    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for distilled models."""
+    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for students."""
 
     def prepare(self, model: WorldModel) -> Prepare:
         """The solver from pure noise, whatever the policy."""
@@ -120,7 +120,7 @@ class PGDConfig(DiffusionConfig):
     """Let states follow the guided actions at every level, for a backward pass per network call."""
     solver: Solver = "auto"
     """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
-    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for distilled models."""
+    euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for students."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

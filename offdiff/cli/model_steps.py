@@ -135,7 +135,7 @@ def compare(
         files: world models of one dataset
         dataset: what they were trained on
         calls: numbers of network calls
-        solvers: of each model; auto is UniPC for 2 to 8 calls, else Heun, and Euler for students
+        solvers: of each model; auto is Euler for students, else UniPC for 2 to 8 calls, else Heun
         windows: that every model makes
         seed: of the noise
         to: also write TO.json, TO.md and, with the extra `plot`, TO.png

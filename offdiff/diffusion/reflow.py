@@ -29,8 +29,8 @@ from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.paths import RectifiedFlow
 from offdiff.diffusion.premetric import Premetric
 from offdiff.diffusion.progress import StepBar
-from offdiff.diffusion.sampling import karras_sigmas, pinned
-from offdiff.diffusion.world_model import Lineage, WorldModel, even_levels, measure_gaussian
+from offdiff.diffusion.sampling import even_levels, karras_sigmas, pinned
+from offdiff.diffusion.world_model import Lineage, WorldModel, measure_gaussian
 
 FARTHEST = 5.0
 """Standard deviations outside the data at which a teacher's window is left out as an accident."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.paths import Cosine, sigma_at
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(noisy window (B, T, D), sigma (B,)) -> moved window, before a step is taken."""
@@ -30,6 +31,23 @@ def karras_sigmas(
     ramp = torch.arange(n, dtype=torch.float64) / max(n - 1, 1)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.cat(((high + ramp * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)))
+
+
+def even_levels(steps: int) -> Tensor:
+    """(steps + 1,) falling levels, even in the time of the cosine path; the last one 0."""
+    path = Cosine()
+    latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
+    return sigma_at(path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps))
+
+
+def low_levels(steps: int) -> Tensor:
+    """(steps + 1,) falling levels for few steps K from a Gaussian start; the last one 0.
+
+    Karras' from K / 2 to 0.2 / K: fewer calls cover less. Chosen by hand on hopper-medium-zoo. They
+    make dynamics right first; data far from a Gaussian lose breadth by them, and want levels of
+    their own (`step_search`).
+    """
+    return karras_sigmas(steps, 0.2 / steps, 0.5 * steps)
 
 
 def sample_euler(

@@ -20,20 +20,18 @@ from offdiff.core.types import Spec
 from offdiff.data.codec import GROUPS, Codec
 from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
-from offdiff.diffusion.denoiser import SIGMA_MAX, Denoiser
+from offdiff.diffusion.denoiser import Denoiser
 from offdiff.diffusion.gaussian_start import GaussianStart
 from offdiff.diffusion.networks import build_network
-from offdiff.diffusion.paths import Cosine, sigma_at
 from offdiff.diffusion.quantize import Quantised, pack, unpack
-from offdiff.diffusion.sampling import karras_sigmas
+from offdiff.diffusion.sampling import even_levels, karras_sigmas, low_levels
 from offdiff.diffusion.step_search import start_at
 
 MODEL = "model.safetensors"
 CURVE_LEVELS = 20
 GAUSSIAN_WINDOWS = 16_384
-FEW, HIGHEST, LOWEST = 8, 0.5, 0.2
-"""Up to so many steps start from the data's Gaussian, K of them at levels K / 2 to 0.2 / K: fewer
-calls cover less. Chosen by hand on hopper-medium-zoo for 2, 4 and 8 (docs/few-steps.md)."""
+FEW = 8
+"""Up to so many steps start from the data's Gaussian."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,6 @@ def measure_errors(denoiser: Denoiser, codec: Codec, windows: Windows, n: int) -
         error = (estimate - clean)[:, :-1, actions].square()
         errors.append(error[cut.mask].mean(0))
     return ErrorCurve(levels.log(), torch.stack(errors))
-
-
-def even_levels(steps: int) -> Tensor:
-    """(steps + 1,) falling levels, even in the time of the cosine path; the last one 0."""
-    path = Cosine()
-    latest = path.time(torch.tensor(SIGMA_MAX, dtype=torch.float64))
-    return sigma_at(path, latest * (1 - torch.arange(steps + 1, dtype=torch.float64) / steps))
 
 
 def measure_gaussian(codec: Codec, windows: Windows, *, coupled: bool = False) -> GaussianStart:
@@ -134,9 +125,9 @@ class WorldModel:
     def levels(self, steps: int) -> Tensor:
         """(steps + 1,) falling noise levels to sample with, the last one 0; on the CPU.
 
-        Those that a search found for this number of steps; else, for 2 to 8 steps from a Gaussian
-        start, Karras' from a low level; else evenly in the time of the cosine path for a student,
-        whose flow is nearly straight; else Karras'.
+        Those that a search found for this number of steps; else evenly in the time of the cosine
+        path for a student, whose flow is nearly straight; else Karras', which for 2 to 8 steps
+        begin low (`low_levels`).
         Raises InputError for another number of steps than a model was distilled for.
         """
         only = self.lineage.max_calls
@@ -147,14 +138,14 @@ class WorldModel:
             )
         if steps in self.grids:
             return torch.tensor((*self.grids[steps], 0.0), dtype=torch.float64)
-        if self.starts_low(steps):
-            return karras_sigmas(steps, LOWEST / steps, HIGHEST * steps)
-        return even_levels(steps) if self.lineage.teacher else karras_sigmas(steps)
+        if self.lineage.teacher:
+            return even_levels(steps)
+        return low_levels(steps) if self.starts_low(steps) else karras_sigmas(steps)
 
     def starts_low(self, steps: int) -> bool:
         """Whether so many steps begin where the data's own variance counts."""
-        few = 2 <= steps <= FEW and not self.lineage.max_calls
-        return steps in self.grids or (few and self.gaussian is not None)
+        few = 2 <= steps <= FEW and not self.lineage.teacher and self.gaussian is not None
+        return few or steps in self.grids
 
     @property
     def device(self) -> torch.device:

@@ -29,8 +29,8 @@ from offdiff.diffusion.reflow import (
     reflow_config,
     train_student,
 )
-from offdiff.diffusion.sampling import karras_sigmas, sample_euler
-from offdiff.diffusion.world_model import WorldModel, even_levels, load_model
+from offdiff.diffusion.sampling import even_levels, karras_sigmas, sample_euler
+from offdiff.diffusion.world_model import WorldModel, load_model
 from offdiff.distances import energy_distance
 
 CPU = torch.device("cpu")
