@@ -12,9 +12,13 @@ from offdiff.plots import can_plot
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#1f5fa8", "#c8553d", "#2a8a57", "#8a3f8f", "#9a7400", "#55606e")
-"""One per model, in order of appearance; again from the front beyond six."""
+COLOURS = (
+    "#1f5fa8", "#c8553d", "#2a8a57", "#8a3f8f", "#9a7400", "#55606e", "#3fa3b8", "#d0789f",
+)  # fmt: skip
+"""One per model, in order of appearance; again from the front beyond eight."""
 MARKERS = {"heun": "o", "euler": "s", "dpmpp": "^", "unipc": "D", "midpoint": "v"}
+LARGEST = 2.0
+"""Where panels end: beyond are steps that explode."""
 SMALLEST = 1e-4
 """What is shown of a distance that came out lower, or at 0 or below: equal samples, by chance."""
 
@@ -71,6 +75,7 @@ def _lines(
         panel.annotate("two samples of the data", (0.98, floor), xycoords=("axes fraction", "data"),
                        ha="right", va="bottom", fontsize=8, color="#6b6b6b")  # fmt: skip
     panel.set(xscale="log", yscale="log", xlabel="network calls", title=title)
+    panel.set_ylim(top=min(panel.get_ylim()[1], LARGEST))
     most = max(point.calls for point in comparison.points)
     calls = [2**power for power in range(most.bit_length())]  # Heun's odd numbers lie beside them
     panel.set_xticks(calls, [str(number) for number in calls])
