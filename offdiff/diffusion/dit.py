@@ -24,6 +24,9 @@ class DiT(nn.Module):
     Queries and keys are scaled to RMS 1 per head, without learned gains.
     """
 
+    skipped: frozenset[int] = frozenset()
+    """Blocks that are left out, by number from 0; see `skips.skipping`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -50,8 +53,9 @@ class DiT(nn.Module):
         embedding = self.embed(sinusoids(NOISE_SCALE * c_noise, NOISE_FEATURES))
         x = self.tokens(x)
         x = x + sinusoids(torch.arange(x.shape[1], device=x.device), x.shape[2])
-        for block in self.blocks:
-            x = block(x, embedding)
+        for k, block in enumerate(self.blocks):
+            if k not in self.skipped:
+                x = block(x, embedding)
         scale, shift = self.modulation(embedding).unsqueeze(1).chunk(2, dim=-1)
         out: Tensor = self.head(modulated_norm(x, scale, shift))
         return out
@@ -65,6 +69,7 @@ class Block(nn.Module):
         self.heads, self.causal = heads, causal
         self.modulation = nn.Linear(width, 6 * width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.values = nn.Identity()  # a place for hooks that keep or replace them; see `editing`
         self.projection = nn.Linear(width, width)
         self.perceptron = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU("tanh"), nn.Linear(4 * width, width)
@@ -90,7 +95,7 @@ class Block(nn.Module):
         joint = self.queries_keys_values(modulated_norm(x, scale, shift))
         query, key, value = joint.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         query, key = (F.rms_norm(t, t.shape[-1:], eps=NORM_EPS) for t in (query, key))
-        return query, key, value
+        return query, key, self.values(value)
 
     def after_attention(self, x: Tensor, mixed: Tensor, modulation: Sequence[Tensor]) -> Tensor:
         """(B, T, d) and the attention's values (B, heads, T, d / heads) -> (B, T, d)."""

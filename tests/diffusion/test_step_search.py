@@ -9,10 +9,11 @@ from torch.testing import assert_close
 
 from offdiff.core.errors import InputError
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.genomes import Evolution
 from offdiff.diffusion.oracles import Mixture
 from offdiff.diffusion.paths import Cosine, Path, RectifiedFlow, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler, sample_heun
-from offdiff.diffusion.step_search import Evolution, Found, search_steps, start_at
+from offdiff.diffusion.step_search import Found, search_steps, start_at
 
 MIXTURE = Mixture(
     torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64),
