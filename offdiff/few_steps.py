@@ -23,7 +23,7 @@ from offdiff.diffusion.guidance import PolicyGuidance, guided
 from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.progress import StepBar
 from offdiff.diffusion.sampling import karras_sigmas
-from offdiff.diffusion.solvers import SAMPLERS, Solver, calls_of, chosen, levels_of
+from offdiff.diffusion.solvers import Solver, calls_of, chosen, levels_of, sampler
 from offdiff.diffusion.world_model import WorldModel
 from offdiff.distances import energy_distance
 
@@ -166,7 +166,7 @@ class _Yardstick:
         sigmas = model.levels(levels)
         noise = _noise(model, self.windows, self.seed)
         begun = time.perf_counter()
-        rows = SAMPLERS[solver](denoise, model.start(noise, levels), sigmas)
+        rows = sampler(solver, model, levels)(denoise, model.start(noise, levels), sigmas)
         seconds = time.perf_counter() - begun
         made = model.codec.decode(rows)
         found = self.inspector.inspect(made, policy)

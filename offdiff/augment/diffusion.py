@@ -23,7 +23,7 @@ from offdiff.diffusion.denoiser import Denoise
 from offdiff.diffusion.guidance import PolicyGuidance, guided, guided_jointly
 from offdiff.diffusion.released import ReleasedGuidance, sample_released
 from offdiff.diffusion.sampling import karras_sigmas
-from offdiff.diffusion.solvers import SAMPLERS, Solver, chosen
+from offdiff.diffusion.solvers import Solver, chosen, sampler
 from offdiff.diffusion.world_model import WorldModel, load_model
 
 
@@ -203,7 +203,8 @@ class ReleasedPGDConfig(DiffusionConfig):
 
 
 def _solve(model: WorldModel, levels: int, solver: Solver) -> Draw:
-    sigmas, sample = model.levels(levels), SAMPLERS[chosen(solver, model, levels)]
+    sigmas = model.levels(levels)
+    sample = sampler(chosen(solver, model, levels), model, levels)
 
     def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
         start = model.start(model.noise(n, 1.0, generator=random), levels)

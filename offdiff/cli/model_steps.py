@@ -23,9 +23,12 @@ SEARCH = """Search the noise levels for sampling in few steps; nothing is traine
 Examples:
   offdiff model search-steps teacher.safetensors --steps 4
   offdiff model search-steps teacher.safetensors --steps 6 --out with-levels.safetensors
+  offdiff model search-steps teacher.safetensors --steps 4 --skip 0.25 --out light.safetensors
 
 An evolution of level lists, each scored by how near it comes to the model's own fine ODE from the
 same noise. The best is stored with the model and used whenever that many levels are asked for.
+With --skip it also searches blocks of the network to leave out, at each level its own; dit-* and
+mmdit-* networks have such blocks.
 Reflow and distillation change the model: search again after them.
 """
 COMPARE = """Quality against network calls: one table, one plot.
@@ -56,6 +59,7 @@ def search_steps(
     steps: int = 4,
     generations: int = 10,
     windows: int = 256,
+    skip: float = 0.0,
     seed: int = 0,
     out: Path | None = None,
     device: str = "auto",
@@ -68,6 +72,8 @@ def search_steps(
         steps: network calls of a sample
         generations: of the evolution; each scores 40 lists
         windows: that every list is scored on
+        skip: largest share of the network's blocks that a step leaves out; all steps together leave
+            out at least half as large a share
         seed: of the search
         out: write the model with its levels here instead
         device: auto, cpu, cuda or cuda:N
@@ -76,10 +82,12 @@ def search_steps(
     import torch
 
     from offdiff.core.numerics import choose_device
+    from offdiff.diffusion.genomes import Evolution
     from offdiff.diffusion.progress import StepBar
+    from offdiff.diffusion.skips import Skipping
     from offdiff.diffusion.solvers import SAMPLERS
-    from offdiff.diffusion.step_search import Evolution, search_steps, start_at
-    from offdiff.diffusion.world_model import MODEL, load_model
+    from offdiff.diffusion.step_search import search_steps, start_at
+    from offdiff.diffusion.world_model import MODEL, load_model, show_skips
 
     if windows < 2 or not 0 <= generations <= 10_000 or not 1 <= steps <= 64:
         raise InputError(
@@ -93,6 +101,8 @@ def search_steps(
     found = load_model(file, place)
     found.levels(steps)  # a distilled model refuses here
     shape = (windows, found.codec.horizon + 1, found.codec.columns)
+    network = found.denoiser.network
+    skipping = Skipping(network=network, most=skip, least=skip / 2) if skip else None
     with StepBar("search", generations, 0, sys.stderr.isatty()) as bar, torch.no_grad():
 
         def report(generation: int, error: float) -> None:
@@ -103,14 +113,23 @@ def search_steps(
             found.denoiser, shape, SAMPLERS["unipc" if found.gaussian else "euler"], steps=steps,
             evolution=Evolution(generations=generations), start=found.gaussian or start_at,
             seed=seed, like=torch.empty(0, device=place), fresh_batches=4, report=report,
+            skipping=skipping,
         )  # fmt: skip
     levels = tuple(best.sigmas[:-1].tolist())
-    replace(found, grids={**found.grids, steps: levels}).save(to)
+    skips = {k: blocks for k, blocks in found.skips.items() if k != steps}
+    if any(best.skips):
+        skips[steps] = best.skips
+    replace(found, grids={**found.grids, steps: levels}, skips=skips).save(to)
     shown = " ".join(f"{level:.3g}" for level in levels)
     print(
         f"{to}: levels {shown}\nRMSE to the fine ODE {best.error:.4f} with them, "
         f"{best.uniform_error:.4f} with even times, after {best.evaluations} lists"
     )
+    if skipping:
+        print(
+            f"skipped blocks {show_skips(best.skips)}: {best.saved:.1%} of all that would be run; "
+            f"RMSE {best.full_error:.4f} on these levels with none skipped"
+        )
 
 
 def compare(

@@ -24,6 +24,9 @@ class DiT(nn.Module):
     Queries and keys are scaled to RMS 1 per head, without learned gains.
     """
 
+    skipped: frozenset[int] = frozenset()
+    """Blocks that are left out, by number from 0; see `skips.skipping`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -50,8 +53,9 @@ class DiT(nn.Module):
         embedding = self.embed(sinusoids(NOISE_SCALE * c_noise, NOISE_FEATURES))
         x = self.tokens(x)
         x = x + sinusoids(torch.arange(x.shape[1], device=x.device), x.shape[2])
-        for block in self.blocks:
-            x = block(x, embedding)
+        for k, block in enumerate(self.blocks):
+            if k not in self.skipped:
+                x = block(x, embedding)
         scale, shift = self.modulation(embedding).unsqueeze(1).chunk(2, dim=-1)
         out: Tensor = self.head(modulated_norm(x, scale, shift))
         return out

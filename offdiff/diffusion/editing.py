@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from offdiff.core.errors import InputError
 from offdiff.diffusion.denoiser import Denoise
-from offdiff.diffusion.dit import Block, DiT
+from offdiff.diffusion.dit import Block
 from offdiff.diffusion.flow_solvers import HIGH, LOW, OnPath, invert, restore
-from offdiff.diffusion.mmdit import MMDiT
 from offdiff.diffusion.paths import RectifiedFlow
+from offdiff.diffusion.skips import require_transformer
 
 OnValues = Callable[[int, Tensor], Tensor | None]
 """(number of the layer, values (B, heads, T, width / heads)) -> what to use instead, or None."""
@@ -97,12 +97,7 @@ def attention_layers(network: nn.Module, blocks: Sequence[int] | None = None) ->
 
     Raises InputError for a network without attention, or without such blocks.
     """
-    if not isinstance(network, DiT | MMDiT):
-        raise InputError(
-            f"attention values are shared in transformers, not in a {type(network).__name__}: use "
-            "a model with a dit-* or mmdit-* network"
-        )
-    every = network.blocks
+    every = require_transformer(network, "sharing attention values").blocks
     if blocks is None:
         blocks = range(len(every) // 2, len(every))
     if not set(blocks) <= set(range(len(every))) or len(set(blocks)) < len(blocks):

@@ -34,6 +34,9 @@ class MMDiT(nn.Module):
     With one stream it is a DiT whose queries and keys have learned gains.
     """
 
+    skipped: frozenset[int] = frozenset()
+    """Blocks that are left out, by number from 0; see `skips.skipping`."""
+
     def __init__(
         self,
         in_channels: int,
@@ -67,8 +70,9 @@ class MMDiT(nn.Module):
             tokens(torch.cat((own, extra), dim=-1)) + position
             for tokens, own in zip(self.tokens, columns, strict=True)
         ]
-        for block in self.blocks:
-            xs = block(xs, embedding)
+        for k, block in enumerate(self.blocks):
+            if k not in self.skipped:
+                xs = block(xs, embedding)
         outputs = []
         for x_m, modulation, head in zip(xs, self.modulations, self.heads, strict=True):
             scale, shift = modulation(embedding).unsqueeze(1).chunk(2, dim=-1)

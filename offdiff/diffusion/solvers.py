@@ -1,6 +1,5 @@
 """Solvers by name, what they cost, and which one a model wants."""
 
-from collections.abc import Callable
 from typing import Literal
 
 from torch import Tensor
@@ -10,11 +9,10 @@ from offdiff.diffusion.flow_solvers import OnPath, solve_midpoint
 from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.paths import RectifiedFlow
 from offdiff.diffusion.sampling import sample_dpmpp_2m, sample_euler, sample_heun
+from offdiff.diffusion.skips import Sample, with_skips
 from offdiff.diffusion.world_model import WorldModel
 
 Solver = Literal["auto", "heun", "euler", "dpmpp", "unipc", "midpoint"]
-Sample = Callable[[Denoise, Tensor, Tensor], Tensor]
-"""(denoiser, noise at the first level (B, T, D), falling levels, the last 0) -> clean windows."""
 
 
 def sample_midpoint(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
@@ -46,6 +44,18 @@ def chosen(solver: Solver, model: WorldModel, levels: int) -> str:
     if model.gaussian is not None and model.starts_low(levels):
         return "unipc"
     return "euler" if model.lineage.teacher or levels in model.grids else "heun"
+
+
+def sampler(solver: str, model: WorldModel, levels: int) -> Sample:
+    """The solver of that name; it skips the blocks that a search found for so many levels.
+
+    For the model's own denoiser, guided or not. Solvers of two calls per level, with which no
+    search was made, run the whole network.
+    """
+    sample, skips = SAMPLERS[solver], model.skips.get(levels)
+    if not skips or solver in TWICE:
+        return sample
+    return with_skips(sample, model.denoiser.network, skips)
 
 
 def calls_of(solver: str, levels: int) -> int:

@@ -111,6 +111,8 @@ class WorldModel:
     """Noise levels that a search found best for a number of steps (`step_search`)."""
     gaussian: GaussianStart | None = None
     """Where sampling in few steps starts; None for models from before it was measured."""
+    skips: Mapping[int, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
+    """For a number of steps in `grids`, the blocks that each of them leaves out (`skips`)."""
 
     @property
     def hash(self) -> str:
@@ -180,6 +182,7 @@ class WorldModel:
             "validation": self.validation,
             "lineage": dataclasses.asdict(self.lineage),
             "grids": {str(steps): levels for steps, levels in self.grids.items()},
+            "skips": {str(steps): blocks for steps, blocks in self.skips.items()},
         }
         if self.denoiser.quantised:
             meta["quantised"] = dataclasses.asdict(self.denoiser.quantised)
@@ -223,6 +226,7 @@ def load_model(path: Path, device: torch.device, *, data_hash: str | None = None
             lineage=Lineage(**meta.get("lineage", {})),
             grids={int(k): tuple(v) for k, v in meta.get("grids", {}).items()},
             gaussian=_gaussian(tensors, meta, device),
+            skips={int(k): tuple(map(tuple, v)) for k, v in meta.get("skips", {}).items()},
         )
     except MissingExtraError:
         raise
@@ -278,6 +282,7 @@ def describe(model: WorldModel) -> dict[str, Any]:
         "validation loss": model.validation[-1][1] if model.validation else None,
         **{k: v for k, v in dataclasses.asdict(model.lineage).items() if v},
         **{f"levels of {steps} steps": _short(levels) for steps, levels in model.grids.items()},
+        **{f"skipped in {steps} steps": show_skips(sets) for steps, sets in model.skips.items()},
         **({"quantised": str(model.denoiser.quantised)} if model.denoiser.quantised else {}),
         **dataclasses.asdict(model.config),
     }
@@ -285,3 +290,8 @@ def describe(model: WorldModel) -> dict[str, Any]:
 
 def _short(levels: Sequence[float]) -> str:
     return " ".join(f"{level:.3g}" for level in levels)
+
+
+def show_skips(skips: Sequence[Sequence[int]]) -> str:
+    """The skipped blocks of every step: "2 | - | 1 3"."""
+    return " | ".join(" ".join(map(str, blocks)) or "-" for blocks in skips)

@@ -145,6 +145,27 @@ def test_few_steps_start_low(place: Path) -> None:
     assert replace(t, gaussian=None).levels(4)[0] == pytest.approx(80)
 
 
+def test_searched_skips_are_kept_and_used(place: Path, model: Command) -> None:
+    dit = (*TINY[2:], "--model.network", "dit-xs")
+    assert model("train", *dit, "--out", "dit.safetensors")[0] == 0
+    search = ("search-steps", "dit.safetensors", "--steps", 2, "--generations", 1, "--windows", 8)
+    code, out, _ = model(*search, "--skip", 0.25, "--out", "light.safetensors")
+    assert code == 0
+    light = load_model(place / "light.safetensors", torch.device("cpu"))
+    saved = sum(map(len, light.skips[2])) / 8
+    assert saved >= 0.125
+    assert f"{saved:.1%} of all that would be run; RMSE" in out
+    assert light.hash == load_model(place / "dit.safetensors", torch.device("cpu")).hash
+    code, out, _ = model("info", "light.safetensors")
+    assert "skipped in 2 steps" in out
+    # A search without skipping for as many steps forgets what was skipped on the old levels.
+    again = ("search-steps", "light.safetensors", *search[2:])
+    code, out, _ = model(*again)
+    assert code == 0
+    assert "skipped" not in out
+    assert load_model(place / "light.safetensors", torch.device("cpu")).skips == {}
+
+
 def test_pairs_are_made_once(place: Path, model: Command) -> None:
     before = (place / "s.pairs.safetensors").stat().st_mtime_ns
     code, out, _ = model("reflow", "t.safetensors", *FEW, "--out", "s2.safetensors",
@@ -170,6 +191,8 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("distill", "t.safetensors", "--out", "x.safetensors", "--how", "consistency", "--calls", "2"),
      "students of one call"),
     (("search-steps", "t.safetensors", "--steps", "0"), "steps in [1, 64]"),
+    (("search-steps", "t.safetensors", "--skip", "0.25"), "not those of a WindowMLP"),
+    (("search-steps", "t.safetensors", "--skip", "2"), "most < 1"),
     (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
     (("reflow", "t.safetensors", "--out", "x.safetensors", "--pairs-file", "s.pairs.safetensors",
       "--make.pairs", "7"), "were made with pairs 24"),

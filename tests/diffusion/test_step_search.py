@@ -1,20 +1,23 @@
-"""The search for levels, on a mixture whose fine ODE is known."""
+"""The search for levels, on a mixture whose fine ODE is known, and for blocks to skip."""
 
 from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from offdiff.core.errors import InputError
-from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise, Denoiser
+from offdiff.diffusion.dit import Block, DiT
+from offdiff.diffusion.genomes import Evolution
 from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.oracles import Mixture
 from offdiff.diffusion.paths import Cosine, Path, RectifiedFlow, sigma_at
 from offdiff.diffusion.sampling import karras_sigmas, sample_euler, sample_heun
-from offdiff.diffusion.step_search import Evolution, Found, search_steps, start_at
+from offdiff.diffusion.skips import Skipping
+from offdiff.diffusion.step_search import Found, search_steps, start_at
 
 MIXTURE = Mixture(
     torch.tensor([0.1, 0.3, 0.6], dtype=torch.float64),
@@ -139,6 +142,62 @@ def test_times_name_levels(path: Path) -> None:
         assert sigma_at(path, torch.ones(1, dtype=dtype)).item() == SIGMA_MAX
 
 
+def useless_block_2() -> Denoiser:
+    """A denoiser of four blocks with open gates, but for those of block 2."""
+    torch.manual_seed(0)
+    net = DiT(4, 4, width=16, depth=4, heads=2)
+    nn.init.xavier_uniform_(net.head.weight)
+    for k, block in enumerate(net.blocks):
+        assert isinstance(block, Block)
+        with torch.no_grad():
+            block.modulation.bias.view(6, -1)[[2, 5]] = float(k != 2)
+    slots = torch.ones(3, 4, dtype=torch.bool)
+    return Denoiser(net, slots, (1, 1, 1, 1), level_channels=False).requires_grad_(False)
+
+
+def skipping_search(seed: int, least: float, model: Denoiser) -> Found:
+    return search_steps(
+        model,
+        (32, 3, 4),
+        steps=3,
+        evolution=Evolution(generations=6, population=16, kept=4, mutated=8, crossed=3),
+        fine_steps=16,
+        fresh_batches=2,
+        seed=seed,
+        skipping=Skipping(network=model.network, most=0.25, least=least),
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("least", [0.0, 0.25])
+def test_a_block_that_does_nothing_is_skipped(least: float, seed: int) -> None:
+    """Whether it must skip one or only may: of equal errors the one of fewer blocks wins."""
+    found = skipping_search(seed, least, useless_block_2())
+    assert found.skips == ((2,), (2,), (2,))
+    assert found.saved == 0.25
+    assert found.error == found.full_error
+
+
+def test_the_budget_is_kept_at_a_price() -> None:
+    """Here all blocks matter, and half of what may be skipped has to be."""
+    model = useless_block_2()
+    nn.init.normal_(model.network.get_parameter("blocks.2.modulation.bias"))
+    found = skipping_search(0, 1 / 6, model)
+    assert max(map(len, found.skips)) == 1
+    assert sum(map(len, found.skips)) == 12 * found.saved >= 2
+    assert found.error > found.full_error
+    assert found.evaluations == 16 + 16 + 6 * 12
+
+
+def test_same_seed_same_skips() -> None:
+    model = useless_block_2()
+    nn.init.normal_(model.network.get_parameter("blocks.2.modulation.bias"))
+    first, again = (skipping_search(1, 1 / 6, model) for _ in range(2))
+    assert first.skips == again.skips
+    assert (first.error, first.saved) == (again.error, again.saved)
+    assert torch.equal(first.sigmas, again.sigmas)
+
+
 def test_what_cannot_be_searched_is_told() -> None:
     with pytest.raises(InputError, match="at least 1 step, got 0"):
         search_steps(MIXTURE, (8, 2), steps=0)
@@ -154,6 +213,8 @@ def test_what_cannot_be_searched_is_told() -> None:
         Evolution(generations=-1)
     with pytest.raises(InputError, match="finalists"):
         Evolution(finalists=0)
+    with pytest.raises(InputError, match="full_share must lie"):
+        Evolution(full_share=1.5)
 
 
 def test_multistep_rules_can_be_searched_at_the_top() -> None:
