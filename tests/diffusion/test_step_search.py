@@ -182,7 +182,7 @@ def test_a_block_that_does_nothing_is_skipped(seed: int) -> None:
 
 def test_of_equal_errors_the_one_of_fewer_blocks_wins() -> None:
     """With a sampler that never looks, all errors are equal; and no budget asks for anything."""
-    found = skipping_search(0, 0.0, useless_block_2(), lambda _, x, __: torch.zeros_like(x))
+    found = skipping_search(2, 0.0, useless_block_2(), lambda _, x, __: torch.zeros_like(x))
     assert found.saved == 0.25
 
 
