@@ -15,6 +15,8 @@ from offdiff.diffusion.skips import Skipping
 
 GAP = 1e-5
 """Between the times of a grid: multistep rules divide by their distance."""
+TIMES, SKIPS = 0, 1
+"""What a mutation changes: these alone, or both (2). Good times could not keep still otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +97,12 @@ def next_generation(
 
     def mutated() -> Genome:
         one = parent()
-        times = _moved(one.times, evolution.rate, generator)
-        skip = limits.mutated(one.skip, evolution.rate, generator) if limits else one.skip
+        times, skip = one.times, one.skip
+        which = int(torch.randint(3, (), generator=generator)) if limits else TIMES
+        if which != SKIPS:
+            times = _moved(times, evolution.rate, generator)
+        if limits and which != TIMES:
+            skip = limits.mutated(skip, evolution.rate, generator)
         return Genome(times, skip).sorted()
 
     def crossed() -> Genome:
