@@ -20,9 +20,9 @@ from offdiff.diffusion.config import ModelConfig
 from offdiff.diffusion.couplings import Independent
 from offdiff.diffusion.denoiser import Denoise, Denoiser
 from offdiff.diffusion.distributed import distributed
-from offdiff.diffusion.fit import CHECKPOINT, Fit, run_fit, split
+from offdiff.diffusion.fit import CHECKPOINT, run_fit, split
 from offdiff.diffusion.losses import Loss
-from offdiff.diffusion.reflow import require_kin, require_teacher
+from offdiff.diffusion.reflow import require_kin, require_teacher, student_fit
 from offdiff.diffusion.sampling import karras_sigmas
 from offdiff.diffusion.world_model import Lineage, WorldModel
 
@@ -111,11 +111,8 @@ def distil_consistency(
     windows, held = split(episodes, teacher.config, teacher.device)
     grid = karras_sigmas(levels)[:-1].float().to(teacher.device)
     with distributed(teacher.device) as group:
-        group.require_divisible(config.batch_size)
-        same = config.network == teacher.config.network
-        weights = teacher.denoiser.network if same else None
         coupling = Independent(windows, teacher.codec)
-        fit = Fit.of(config, teacher.codec, coupling, held, group, weights)
+        fit = student_fit(teacher, config, coupling, held, group)
         fit.loss = ConsistencyLoss(fit.loss.denoiser, teacher.denoiser, grid)
         fit.law = OneOf(grid[:-1])
         identity = f"{episodes_hash(episodes)} {teacher.hash} consistency {levels}"

@@ -19,9 +19,9 @@ from offdiff.data.codec import GROUPS
 from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows, episodes_hash
 from offdiff.diffusion.config import ModelConfig
-from offdiff.diffusion.couplings import Independent, Pairs
+from offdiff.diffusion.couplings import Coupling, Independent, Pairs
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise, Levels
-from offdiff.diffusion.distributed import distributed
+from offdiff.diffusion.distributed import Group, distributed
 from offdiff.diffusion.fit import CHECKPOINT, Fit, run_fit, split
 from offdiff.diffusion.flow_solvers import HIGH, invert
 from offdiff.diffusion.laws import Grid, TimeLevels
@@ -178,6 +178,16 @@ def levels_of_calls(calls: int) -> Levels:
     return TimeLevels(Grid(tuple(times.tolist())))
 
 
+def student_fit(
+    teacher: WorldModel, config: ModelConfig, coupling: Coupling, held: Windows, group: Group
+) -> Fit:
+    """A student before its first step, with the teacher's weights where the networks are alike."""
+    group.require_divisible(config.batch_size)
+    same = config.network == teacher.config.network
+    weights = teacher.denoiser.network if same else None
+    return Fit.of(config, teacher.codec, coupling, held, group, weights)
+
+
 def train_student(
     teacher: WorldModel,
     pairs: Pairs,
@@ -209,10 +219,7 @@ def train_student(
     require_kin(teacher, config)
     windows, held = split(episodes, teacher.config, teacher.device)
     with distributed(teacher.device) as group:
-        group.require_divisible(config.batch_size)
-        same = config.network == teacher.config.network
-        weights = teacher.denoiser.network if same else None
-        fit = Fit.of(config, teacher.codec, pairs, held, group, weights)
+        fit = student_fit(teacher, config, pairs, held, group)
         fit.loss.premetric = premetric
         if calls > 1:
             fit.law = levels_of_calls(calls)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from value_choice import check_highest_value_is_followed
 
 from offdiff.core.planning import Plan, Situation
 from offdiff.data.dataset import Dataset
@@ -128,18 +129,7 @@ def test_environments_at_once_are_planned_for_as_each_alone(planner: PlannerModu
 
 
 def test_the_candidate_of_highest_value_is_followed(planner: PlannerModule) -> None:
-    made = altered(planner)
-
-    class Low(torch.nn.Module):
-        def forward(self, obs: Tensor) -> Tensor:
-            return -obs[..., 0]
-
-    made.value = Low()  # type: ignore[assignment]
-    plan = ask(made, somewhere())
-    assert plan.candidates is not None
-    assert plan.obs is not None
-    worth = plan.candidates[:, :, 1:, 0].mean(-1)
-    assert torch.equal(plan.obs[:, 1:, 0].mean(-1), worth.amin(1))
+    check_highest_value_is_followed(altered(planner), somewhere())
 
 
 def test_a_past_that_is_padding_does_not_matter(planner: PlannerModule) -> None:
