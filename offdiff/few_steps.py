@@ -86,7 +86,7 @@ def compare(
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
-    """Samples every model by every one of its solvers at every number of calls it can make.
+    """Samples every model by every one of its solvers at all numbers of calls, or at its only one.
 
     models: label -> model and solvers. policy: guide all by it, calibrated with a strength.
     """
@@ -97,8 +97,7 @@ def compare(
         (label, model, chosen(solver, model, levels_of(solver, n)), n)
         for label, (model, solvers) in models.items()
         for solver in solvers
-        for n in calls
-        if model.lineage.max_calls in (0, n)
+        for n in ((model.lineage.max_calls,) if model.lineage.max_calls else calls)
     ]
     points: dict[tuple[str, str, int], Point] = {}
     exact = {model.hash: _exact(model, windows, seed) for model, _ in models.values()

@@ -105,6 +105,12 @@ def test_comparison(place: Path, model: Command) -> None:
             assert picture.size == (1500, 500)
 
 
+def test_a_distilled_model_is_compared_at_its_own_calls(model: Command) -> None:
+    code, out, _ = model("compare", "one.safetensors", "--calls", 4, "--windows", 8)
+    assert code == 0
+    assert "| one | euler | even | 1 |" in out
+
+
 def test_searched_levels_are_kept_and_used(place: Path, model: Command) -> None:
     code, out, _ = model("search-steps", "t.safetensors", "--steps", 2, "--generations", 1,
                          "--windows", 8, "--out", "searched.safetensors")  # fmt: skip
