@@ -7,14 +7,13 @@ import numpy as np
 
 from offdiff.markdown import markdown_table
 
-WINDOWS = 256
 REFERENCE = ("edm", "heun", 31)
 BEST = (("edm", "unipc"), ("edm-low", "unipc"), ("reflow", "euler"))
-CAPTION = f"""{WINDOWS} windows from the same noise. RMSE: to the exact ODE of the same noise (a
+CAPTION = """All models get the same noise. RMSE: to the exact ODE of the same noise (a
 student's: its teacher's), in standard deviations of the data. Energy distance: to windows of
 held-out episodes. Dynamics error: of successors, against the simulator, in variances of the data.
-Seconds per 100,000 transitions, one CPU core that had other work. Levels: karras from 80; even in
-the cosine path's time, from 80; low, from the data's Gaussian; searched, likewise."""
+Seconds per 100,000 transitions, one CPU core that had other work. Levels: karras from 80; student,
+from 80 and then low; low, from the data's Gaussian; searched, likewise."""
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -34,7 +33,8 @@ def page(records: list[dict[str, Any]]) -> str:
         lines += [
             f"## {record['dataset']}",
             "",
-            f"The data: energy distance {found['energy_floor']:.2g} between two samples, terminals "
+            f"{record['windows']} windows. The data: energy distance "
+            f"{found['energy_floor']:.2g} between two samples, terminals "
             f"{found['terminal_rate']:.2%}" + (f", dynamics error {floor:.1g}." if floor else "."),
             "",
             markdown_table([head, *rows]),
@@ -46,8 +46,9 @@ def page(records: list[dict[str, Any]]) -> str:
         if record["guided"]:
             names = ", ".join(dict.fromkeys(row["policy"] for row in record["guided"]))
             lines += [
-                f"Guided, calibrated, mean over the policies {names}. Against 31 calls: dynamics "
-                "error over the reference's at the same likelihood, between its strengths.",
+                f"Guided, calibrated, {record['guided_windows']} windows, mean over the policies "
+                f"{names}. Against 31 calls: dynamics error and its median over the reference's at "
+                "the same likelihood, between its strengths.",
                 "",
                 markdown_table(_guided(record["guided"])),
                 "",
@@ -88,23 +89,28 @@ def _guided(rows: list[dict[str, Any]]) -> list[list[str]]:
         known = [row[name] for row in group if row[name] is not None]
         return statistics.mean(known) if known else None
 
-    reference = sorted(
-        (mean(group, "log_likelihood") or 0.0, mean(group, "dynamics") or 0.0)
-        for (kind, solver, _, calls, _), group in groups.items()
-        if (kind, solver, calls) == REFERENCE
-    )
-
-    def against(group: list[dict[str, Any]]) -> str:
-        at, error = mean(group, "log_likelihood"), mean(group, "dynamics")
+    def against(group: list[dict[str, Any]], name: str) -> str:
+        at, error = mean(group, "log_likelihood"), mean(group, name)
+        reference = sorted(
+            (mean(other, "log_likelihood") or 0.0, mean(other, name) or 0.0)
+            for (kind, solver, _, calls, _), other in groups.items()
+            if (kind, solver, calls) == REFERENCE
+        )
         if at is None or error is None or not reference[0][0] <= at <= reference[-1][0]:
             return "-"
-        return f"{error / np.interp(at, *zip(*reference, strict=True)) - 1:+.0%}"
+        return f"{error / np.interp(at, *zip(*reference, strict=True)) - 1:+.1%}"
 
     head = ["model", "solver", "levels", "calls", "strength", "dynamics error", "median",
-            "log-likelihood", "residual std", "s per 100k", "against 31 calls"]  # fmt: skip
+            "log-likelihood", "residual std", "s per 100k", "against 31 calls",
+            "its median"]  # fmt: skip
     names = ("dynamics", "dynamics_median", "log_likelihood", "residual_std", "seconds_per_100k")
     return [head] + [
-        [*map(str, key), *(_number(mean(group, name)) for name in names), against(group)]
+        [
+            *map(str, key),
+            *(_number(mean(group, name)) for name in names),
+            against(group, "dynamics"),
+            against(group, "dynamics_median"),
+        ]
         for key, group in groups.items()
     ]
 

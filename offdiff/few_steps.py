@@ -38,8 +38,7 @@ class Point:
     model: str
     solver: str
     levels: str
-    """karras, low (Karras' from the data's Gaussian), even (in the time of the cosine path) or
-    searched"""
+    """karras, low (from the data's Gaussian), student (from pure noise) or searched"""
     calls: int
     paired: float | None
     """RMSE to what the exact ODE makes of the same noise, its teacher's for a student, in standard
@@ -192,7 +191,7 @@ def _kind_of_levels(model: WorldModel, steps: int) -> str:
         return "searched"
     if model.starts_low(steps):
         return "low"
-    return "even" if model.lineage.teacher else "karras"
+    return "student" if model.lineage.teacher else "karras"
 
 
 def _noise(model: WorldModel, n: int, seed: int) -> Tensor:

@@ -29,7 +29,7 @@ from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.paths import RectifiedFlow
 from offdiff.diffusion.premetric import Premetric
 from offdiff.diffusion.progress import StepBar
-from offdiff.diffusion.sampling import even_levels, karras_sigmas, pinned
+from offdiff.diffusion.sampling import karras_sigmas, pinned, student_levels
 from offdiff.diffusion.world_model import Lineage, WorldModel, measure_gaussian
 
 FARTHEST = 5.0
@@ -174,7 +174,7 @@ def distil_config(teacher: ModelConfig) -> ModelConfig:
 
 def levels_of_calls(calls: int) -> Levels:
     """The law of the levels at which a student of so many calls is called."""
-    times = RectifiedFlow().time(even_levels(calls)[:-1])
+    times = RectifiedFlow().time(student_levels(calls)[:-1])
     return TimeLevels(Grid(tuple(times.tolist())))
 
 

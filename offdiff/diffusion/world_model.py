@@ -24,7 +24,7 @@ from offdiff.diffusion.denoiser import Denoiser
 from offdiff.diffusion.gaussian_start import GaussianStart
 from offdiff.diffusion.networks import build_network
 from offdiff.diffusion.quantize import Quantised, pack, unpack
-from offdiff.diffusion.sampling import even_levels, karras_sigmas, low_levels
+from offdiff.diffusion.sampling import karras_sigmas, low_levels, student_levels
 from offdiff.diffusion.step_search import start_at
 
 MODEL = "model.safetensors"
@@ -127,9 +127,9 @@ class WorldModel:
     def levels(self, steps: int) -> Tensor:
         """(steps + 1,) falling noise levels to sample with, the last one 0; on the CPU.
 
-        Those that a search found for this number of steps; else evenly in the time of the cosine
-        path for a student, whose flow is nearly straight; else Karras', which for 2 to 8 steps
-        begin low (`low_levels`).
+        Those that a search found for this number of steps; else those of a student
+        (`student_levels`); else for 2 to 8 steps those that begin low (`low_levels`), for more
+        Karras'.
         Raises InputError for another number of steps than a model was distilled for.
         """
         only = self.lineage.max_calls
@@ -141,7 +141,7 @@ class WorldModel:
         if steps in self.grids:
             return torch.tensor((*self.grids[steps], 0.0), dtype=torch.float64)
         if self.lineage.teacher:
-            return even_levels(steps)
+            return student_levels(steps)
         return low_levels(steps) if self.starts_low(steps) else karras_sigmas(steps)
 
     def starts_low(self, steps: int) -> bool:

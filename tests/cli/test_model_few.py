@@ -94,7 +94,7 @@ def test_comparison(place: Path, model: Command) -> None:
     assert {key[2] for key in points if key[:2] == ("s", "euler")} == {1, 2, 3}
     assert [key for key in points if key[0] == "one"] == [("one", "euler", 1)]
     assert points["t", "dpmpp", 2]["paired"] > 0
-    assert points["s", "euler", 2]["levels"] == "even"
+    assert points["s", "euler", 2]["levels"] == "student"
     assert points["t", "unipc", 2]["levels"] == "low"
     assert out.count("| s | euler |") == 3
     assert (place / "c.md").read_text() in out
@@ -108,7 +108,7 @@ def test_comparison(place: Path, model: Command) -> None:
 def test_a_distilled_model_is_compared_at_its_own_calls(model: Command) -> None:
     code, out, _ = model("compare", "one.safetensors", "--calls", 4, "--windows", 8)
     assert code == 0
-    assert "| one | euler | even | 1 |" in out
+    assert "| one | euler | student | 1 |" in out
 
 
 def test_searched_levels_are_kept_and_used(place: Path, model: Command) -> None:
@@ -140,7 +140,7 @@ def test_few_steps_start_low(place: Path) -> None:
         load_model(place / f"{n}.safetensors", torch.device("cpu")) for n in ("t", "s", "one")
     )
     assert [n for n in range(1, 20) if t.starts_low(n)] == list(range(2, 9))
-    assert t.levels(4)[[0, 3]].tolist() == pytest.approx([2.0, 0.05])
+    assert t.levels(4)[[0, 3]].tolist() == pytest.approx([6.0, 0.1])
     assert [chosen("auto", t, n) for n in (1, 4, 9)] == ["heun", "unipc", "heun"]
     assert [chosen("auto", s, n) for n in (1, 4, 9)] == ["euler"] * 3
     assert t.gaussian is not None

@@ -29,7 +29,7 @@ from offdiff.diffusion.reflow import (
     reflow_config,
     train_student,
 )
-from offdiff.diffusion.sampling import even_levels, karras_sigmas, sample_euler
+from offdiff.diffusion.sampling import karras_sigmas, sample_euler, student_levels
 from offdiff.diffusion.world_model import WorldModel, load_model
 from offdiff.distances import energy_distance
 
@@ -149,7 +149,7 @@ def test_a_student_of_two_calls(teacher: WorldModel, pairs: Pairs, tmp_path: Pat
     config = dataclasses.replace(distil_config(teacher.config), steps=300)
     student = train_student(teacher, pairs, EPISODES, config, tmp_path, recipe="distil", calls=2)
     assert errors(student, teacher, 2) < 0.6 * errors(teacher, teacher, 2)
-    assert torch.equal(student.levels(2), even_levels(2))
+    assert torch.equal(student.levels(2), student_levels(2))
     for calls in (1, 3):
         with pytest.raises(InputError, match="distilled for 2 network call"):
             student.levels(calls)
@@ -161,7 +161,7 @@ def test_the_levels_of_a_student_of_k_calls_are_drawn_equally_often() -> None:
     law = levels_of_calls(3)
     drawn = law.sample(3000, generator=torch.Generator().manual_seed(0))
     found, counts = drawn.unique(return_counts=True)
-    assert_close(found.flip(0), even_levels(3)[:-1].float(), rtol=1e-4, atol=0)
+    assert_close(found.flip(0), student_levels(3)[:-1].float(), rtol=1e-4, atol=0)
     assert counts.min() > 900
 
 

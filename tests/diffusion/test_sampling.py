@@ -14,11 +14,13 @@ from offdiff.diffusion.released import sample_released
 from offdiff.diffusion.sampling import (
     Churn,
     karras_sigmas,
+    low_levels,
     sample_ddim,
     sample_dpmpp_2m,
     sample_euler,
     sample_heun,
     sample_heun_churned,
+    student_levels,
 )
 
 
@@ -62,6 +64,15 @@ def test_karras_levels_match_the_published_numbers() -> None:
     churn = Churn()
     assert sum(churn.raised(s, 256) > s for s in levels.tolist()) == 191
     assert churn.raised(1.0, 256) == pytest.approx(1.3125)
+
+
+def test_levels_for_few_steps() -> None:
+    """From 1.5 K to 0.4 / K from the data's Gaussian; after noise itself from (K - 1) / 2."""
+    assert low_levels(2).tolist() == pytest.approx([3.0, 0.2, 0.0])
+    assert low_levels(3).tolist() == pytest.approx([4.5, (4.5 * 0.4 / 3) ** 0.5, 0.4 / 3, 0.0])
+    assert student_levels(1).tolist() == [80.0, 0.0]
+    assert student_levels(2).tolist() == pytest.approx([80.0, 0.5, 0.0])
+    assert student_levels(4).tolist() == pytest.approx([80.0, 1.5, 0.15**0.5, 0.1, 0.0])
 
 
 def test_karras_levels_refuse_nonsense() -> None:
