@@ -77,12 +77,12 @@ def jobs_of(models: dict[str, WorldModel]) -> tuple[Jobs, Jobs]:
     )
 
 
-def guided_jobs(models: dict[str, WorldModel]) -> list[tuple[str, Solver, int]]:
-    """Kind, solver and calls of the guided lines: a teacher in full, and ways to fewer calls."""
-    jobs: list[tuple[str, Solver, int]] = [("edm", "unipc", 8)]
-    jobs += [("edm-low", "unipc", calls) for calls in (2, 4, 8)]
-    jobs += [("reflow", "euler", calls) for calls in (4, 8)]
-    jobs += [("searched", "unipc", 4)]
+def guided_jobs(models: dict[str, WorldModel]) -> list[tuple[str, Solver, int, float]]:
+    """Guided lines: kind, solver, calls, and the level of noise if they start from the data."""
+    jobs: list[tuple[str, Solver, int, float]] = []
+    jobs += [("edm-low", "unipc", calls, 0.0) for calls in (4, 8)]
+    jobs += [("reflow", "euler", calls, 0.0) for calls in (4, 8)]
+    jobs += [("edm", "unipc", 4, noised) for noised in (1.5, 3.0, 6.0)]
     return [job for job in jobs if job[0] in models]
 
 
@@ -132,17 +132,18 @@ def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) ->
             }
             record["seeds"][seed] = plain(others, *data, seed=int(seed)).as_json()
             write_text(file, json.dumps(record, indent=1) + "\n")
+    record.setdefault("guided_code", code_version())  # parts may be made by different commits
     for policy_name, policy in policies.items():
         for strength in REFERENCE_STRENGTHS:
             others_too = guided_jobs(models) if strength in STRENGTHS else []
-            for kind, solver, calls in [REFERENCE, *others_too]:
+            for kind, solver, calls, noised in [(*REFERENCE, 0.0), *others_too]:
                 key = {"policy": policy_name, "strength": strength, "model": kind,
-                       "solver": solver, "asked": calls}  # fmt: skip
+                       "solver": solver, "asked": calls, "noised": noised}  # fmt: skip
                 if any(key.items() <= row.items() for row in record["guided"]):
                     continue
                 (point,) = compare(
                     {kind: (models[kind], (solver,))}, *data, (calls,), policy=policy,
-                    strength=strength, windows=GUIDED_WINDOWS,
+                    strength=strength, noised=noised, windows=GUIDED_WINDOWS,
                 ).points  # fmt: skip
                 record["guided"].append({**key, **dataclasses.asdict(_named(point))})
                 write_text(file, json.dumps(record, indent=1) + "\n")

@@ -13,7 +13,8 @@ CAPTION = """All models get the same noise. RMSE: to the exact ODE of the same n
 student's: its teacher's), in standard deviations of the data. Energy distance: to windows of
 held-out episodes. Dynamics error: of successors, against the simulator, in variances of the data.
 Seconds per 100,000 transitions, one CPU core that had other work. Levels: karras from 80; student,
-from 80 and then low; low, from the data's Gaussian; searched, likewise."""
+from 80 and then low; low, from the data's Gaussian; searched, likewise; partial, from windows of
+the data with so much noise."""
 
 
 def page(records: list[dict[str, Any]]) -> str:
@@ -48,7 +49,8 @@ def page(records: list[dict[str, Any]]) -> str:
             lines += [
                 f"Guided, calibrated, {record['guided_windows']} windows, mean over the policies "
                 f"{names}. Against 31 calls: dynamics error and its median over the reference's at "
-                "the same likelihood, between its strengths.",
+                "the same likelihood, between its strengths. Novelty: distance to the nearest "
+                "recorded window, that of other recorded windows being 1.",
                 "",
                 markdown_table(_guided(record["guided"])),
                 "",
@@ -82,7 +84,8 @@ def _spread(points: list[dict[str, Any]], name: str) -> str:
 def _guided(rows: list[dict[str, Any]]) -> list[list[str]]:
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
-        key = (row["model"], row["solver"], row["levels"], row["calls"], row["strength"])
+        levels = f"{row['levels']} {row['noised']:g}" if row["noised"] else row["levels"]
+        key = (row["model"], row["solver"], levels, row["calls"], row["strength"])
         groups.setdefault(key, []).append(row)
 
     def mean(group: list[dict[str, Any]], name: str) -> float | None:
@@ -102,7 +105,7 @@ def _guided(rows: list[dict[str, Any]]) -> list[list[str]]:
 
     head = ["model", "solver", "levels", "calls", "strength", "dynamics error", "median",
             "log-likelihood", "residual std", "s per 100k", "against 31 calls",
-            "its median"]  # fmt: skip
+            "its median", "energy distance", "novelty"]  # fmt: skip
     names = ("dynamics", "dynamics_median", "log_likelihood", "residual_std", "seconds_per_100k")
     return [head] + [
         [
@@ -110,6 +113,8 @@ def _guided(rows: list[dict[str, Any]]) -> list[list[str]]:
             *(_number(mean(group, name)) for name in names),
             against(group, "dynamics"),
             against(group, "dynamics_median"),
+            _number(mean(group, "energy")),
+            _number(mean(group, "novelty")),
         ]
         for key, group in groups.items()
     ]

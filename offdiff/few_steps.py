@@ -22,7 +22,7 @@ from offdiff.diffusion.fit import split
 from offdiff.diffusion.guidance import PolicyGuidance, guided
 from offdiff.diffusion.multistep import sample_unipc
 from offdiff.diffusion.progress import StepBar
-from offdiff.diffusion.sampling import karras_sigmas
+from offdiff.diffusion.sampling import karras_sigmas, low_levels
 from offdiff.diffusion.solvers import Solver, calls_of, chosen, levels_of, sampler
 from offdiff.diffusion.world_model import WorldModel
 from offdiff.distances import energy_distance
@@ -38,7 +38,8 @@ class Point:
     model: str
     solver: str
     levels: str
-    """karras, low (from the data's Gaussian), student (from pure noise) or searched"""
+    """karras, low (from the data's Gaussian), student (from pure noise), searched or
+    partial (from noised windows of the data)"""
     calls: int
     paired: float | None
     """RMSE to what the exact ODE makes of the same noise, its teacher's for a student, in standard
@@ -55,6 +56,8 @@ class Point:
     terminal_rate: float
     seconds_per_100k: float
     """Transitions, one thread."""
+    novelty: float | None = None
+    """Distance to the nearest recorded window, in those of recorded windows to each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,16 +85,18 @@ def compare(
     policy: Policy | None = None,
     strength: float = 1.0,
     windows: int = 256,
+    noised: float = 0.0,
     seed: int = 0,
     progress: bool = False,
 ) -> Comparison:
     """Samples every model by every one of its solvers at all numbers of calls, or at its only one.
 
     models: label -> model and solvers. policy: guide all by it, calibrated with a strength.
+    noised: start from windows of the data at this level of noise; 0 for the models' own start.
     """
     first = next(iter(models.values()))[0]
-    _, held = split(episodes, first.config, first.device)
-    yardstick = _Yardstick(first, held, info, episodes, windows, seed)
+    kept, held = split(episodes, first.config, first.device)
+    yardstick = _Yardstick(first, kept, held, info, episodes, windows, seed)
     jobs = [
         (label, model, chosen(solver, model, levels_of(solver, n)), n)
         for label, (model, solvers) in models.items()
@@ -110,7 +115,7 @@ def compare(
                 continue
             reference = exact.get(model.lineage.teacher or model.hash, exact.get(model.hash))
             points[key] = yardstick.measure(
-                label, model, solver, levels, policy, strength, reference
+                label, model, solver, levels, policy, strength, noised, reference
             )
     return Comparison(
         points=tuple(points.values()),
@@ -126,6 +131,7 @@ class _Yardstick:
     def __init__(
         self,
         model: WorldModel,
+        kept: Windows,
         held: Windows,
         info: DatasetInfo,
         episodes: Episodes,
@@ -136,6 +142,7 @@ class _Yardstick:
         self.real = [
             model.codec.encode(held.sample(windows, generator=generator)) for _ in range(2)
         ]
+        self.known = model.codec.encode(kept.sample(windows, generator=generator))
         self.inspector = Inspector(info, episodes, samples=windows)
         self.windows, self.seed = windows, seed
         self.data_dynamics: float | None = None
@@ -153,6 +160,7 @@ class _Yardstick:
         levels: int,
         policy: Policy | None,
         strength: float,
+        noised: float,
         exact: Tensor | None,
     ) -> Point:
         """One point."""
@@ -161,10 +169,13 @@ class _Yardstick:
             denoise = guided(denoise, PolicyGuidance(
                 codec=model.codec, policy=policy, strength=strength, variance=model.errors,
             ))  # fmt: skip
-        sigmas = model.levels(levels)
         noise = _noise(model, self.windows, self.seed)
+        if noised:
+            sigmas, start = low_levels(levels, noised), self.known + noised * noise
+        else:
+            sigmas, start = model.levels(levels), model.start(noise, levels)
         begun = time.perf_counter()
-        rows = sampler(solver, model, levels)(denoise, model.start(noise, levels), sigmas)
+        rows = sampler(solver, model, levels)(denoise, start, sigmas)
         seconds = time.perf_counter() - begun
         made = model.codec.decode(rows)
         found = self.inspector.inspect(made, policy)
@@ -173,7 +184,7 @@ class _Yardstick:
         return Point(
             model=label,
             solver=solver,
-            levels=_kind_of_levels(model, levels),
+            levels="partial" if noised else _kind_of_levels(model, levels),
             calls=calls_of(solver, levels),
             paired=None if exact is None else float((rows - exact).square().mean().sqrt()),
             energy=energy_distance(rows, self.real[0]),
@@ -182,6 +193,7 @@ class _Yardstick:
             log_likelihood=found.policy.log_likelihood if found.policy else None,
             residual_std=found.policy.residual_std if found.policy else None,
             terminal_rate=found.terminal_rate,
+            novelty=found.novelty,
             seconds_per_100k=seconds / max(1, int(made.mask.sum())) * 100_000,
         )
 

@@ -16,7 +16,12 @@ from offdiff.algos.iql import IQLConfig
 from offdiff.algos.rebrac import ReBRACConfig
 from offdiff.algos.td3bc import TD3BCConfig
 from offdiff.augment.base import AugmentConfig, Source
-from offdiff.augment.diffusion import PGDConfig, ReleasedPGDConfig, UnguidedConfig
+from offdiff.augment.diffusion import (
+    PartialPGDConfig,
+    PGDConfig,
+    ReleasedPGDConfig,
+    UnguidedConfig,
+)
 from offdiff.augment.dynamics import DynamicsConfig
 from offdiff.augment.world_model import WorldModelConfig
 from offdiff.config import RunConfig
@@ -38,6 +43,7 @@ AUGMENTERS: dict[str, AugmentConfig] = {
     "pgd": PGD,
     "pgd-auto": replace(PGD, strength="auto"),
     "filtered": replace(PGD, drop_share=0.2, dynamics=DYNAMICS),
+    "pgd-partial": PartialPGDConfig(model=MODEL, **WHEN),
     "pgd-released": ReleasedPGDConfig(model=MODEL, **(WHEN | {"levels": 8})),
     "unguided": UnguidedConfig(model=MODEL, levels=4, solver="dpmpp", **WHEN),
     "world-model": WorldModelConfig(horizon=4, dynamics=DYNAMICS, **(WHEN | {"start": 20})),

@@ -16,14 +16,17 @@ from offdiff.augment.dynamics import DynamicsConfig, load_or_train
 from offdiff.augment.filtering import Filtered
 from offdiff.augment.sampler import DiffusionAugmenter, Draw, Prepare
 from offdiff.augment.strength import tuned_strength
+from offdiff.core.errors import InputError
 from offdiff.core.protocols import Augmenter, Policy
+from offdiff.data.episodes import Episodes
 from offdiff.data.windows import episodes_hash
 from offdiff.diffusion.config import PAPER, ModelConfig
-from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.fit import split
 from offdiff.diffusion.guidance import PolicyGuidance, guided, guided_jointly
 from offdiff.diffusion.released import ReleasedGuidance, sample_released
-from offdiff.diffusion.sampling import karras_sigmas
-from offdiff.diffusion.solvers import Solver, chosen, sampler
+from offdiff.diffusion.sampling import karras_sigmas, low_levels
+from offdiff.diffusion.solvers import SAMPLERS, Solver, chosen, sampler
 from offdiff.diffusion.world_model import WorldModel, load_model
 
 
@@ -64,8 +67,12 @@ class DiffusionConfig(AugmentConfig):
         return replace(super().at_paper_size(), model=PAPER)
 
     @abstractmethod
-    def prepare(self, model: WorldModel) -> Prepare:
-        """How windows are drawn from the model."""
+    def prepare(self, model: WorldModel, episodes: Episodes | None = None) -> Prepare:
+        """How windows are drawn from the model.
+
+        episodes: the model's data, for those who start from them; None where they are not at hand.
+        Raises InputError for a model that does not do, or without the data that it takes.
+        """
 
     def build(self, source: Source) -> Augmenter:
         """Loads the model, or trains it if no earlier run has."""
@@ -77,7 +84,7 @@ class DiffusionConfig(AugmentConfig):
         chunk = self.chunk or (8192 if source.device.type == "cuda" else 256)
         augmenter = DiffusionAugmenter(
             model,
-            self.prepare(model),
+            self.prepare(model, source.episodes),
             chunk=chunk,
             cpu_threads=self.threads,
             bounds=observed_range(source.episodes),
@@ -95,7 +102,7 @@ class UnguidedConfig(DiffusionConfig):
     """heun, midpoint: second order, two calls per level; dpmpp, unipc: second and third order, one;
     euler: first; auto: unipc for 2 to 8 levels, else heun, and euler for students."""
 
-    def prepare(self, model: WorldModel) -> Prepare:
+    def prepare(self, model: WorldModel, episodes: Episodes | None = None) -> Prepare:
         """The solver from pure noise, whatever the policy."""
 
         def prepare(policy: Policy | None, generator: torch.Generator) -> Draw:
@@ -127,11 +134,11 @@ class PGDConfig(DiffusionConfig):
         if self.strength != "auto" and not 0 <= self.strength < float("inf"):
             raise ValueError(f"strength must be finite and >= 0, or auto, got {self.strength}")
 
-    def prepare(self, model: WorldModel) -> Prepare:
+    def prepare(self, model: WorldModel, episodes: Episodes | None = None) -> Prepare:
         """The solver, its denoiser moved towards the policy."""
+        solve = self.unguided(model, episodes)
 
         def prepare(policy: Policy | None, generator: torch.Generator) -> Draw:
-            solve = _solve(model, self.levels, self.solver)
             move = guided_jointly if self.joint else guided
             if policy is None or self.strength == 0:
                 return solve
@@ -153,6 +160,57 @@ class PGDConfig(DiffusionConfig):
             return draw_with(self.strength)
 
         return prepare
+
+    def unguided(self, model: WorldModel, episodes: Episodes | None) -> Draw:
+        """How windows come from what they start as, by a denoiser guided or not."""
+        return _solve(model, self.levels, self.solver)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartialPGDConfig(PGDConfig):
+    """Calibrated guidance of windows of the data, noised to a level and brought back.
+
+    Partial noising (GTA, arXiv 2405.16907) in place of pure noise. Noised data are what a sampler
+    should have reached at that level, exactly, so that a few calls are left to make; but windows
+    stay near those of the data, the nearer the lower the level. Terminals are made, not copied.
+    """
+
+    levels: int = 4
+    """Noise levels of the sampler, in equal ratios from `noise` to 0.4 / levels."""
+    solver: Solver = "auto"
+    """unipc (auto), dpmpp, euler: one call per level; heun, midpoint: two."""
+    noise: float = 3.0
+    """Level that windows of the data are noised to, in standard deviations of the data."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.4 / self.levels < self.noise <= SIGMA_MAX:
+            raise ValueError(
+                f"noise must lie in ({0.4 / self.levels:.3g}, {SIGMA_MAX:g}] with {self.levels} "
+                f"levels, got {self.noise}"
+            )
+
+    def unguided(self, model: WorldModel, episodes: Episodes | None) -> Draw:
+        """The solver from noised windows of the data."""
+        if model.lineage.teacher:
+            raise InputError(
+                "pgd-partial noises the data anew, and a student knows only the noise of its "
+                "pairs; give the student's teacher as --augment.model-file"
+            )
+        if episodes is None:
+            raise InputError(
+                "pgd-partial starts from windows of the data; give them to `offdiff augment`, with "
+                "the model as --augment.model-file"
+            )
+        windows, _ = split(episodes, model.config, model.device)
+        sigmas = low_levels(self.levels, self.noise)
+        sample = SAMPLERS["unipc" if self.solver == "auto" else self.solver]
+
+        def draw(denoise: Denoise, n: int, random: torch.Generator) -> Tensor:
+            real = model.codec.encode(windows.sample(n, generator=random))
+            return sample(denoise, real + model.noise(n, self.noise, generator=random), sigmas)
+
+        return draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +235,7 @@ class ReleasedPGDConfig(DiffusionConfig):
         if not 0 <= self.coefficient < float("inf"):
             raise ValueError(f"coefficient must be finite and >= 0, got {self.coefficient}")
 
-    def prepare(self, model: WorldModel) -> Prepare:
+    def prepare(self, model: WorldModel, episodes: Episodes | None = None) -> Prepare:
         """The released sampler and guidance."""
         sigmas = karras_sigmas(self.levels)
 

@@ -38,14 +38,15 @@ def geometric_levels(n: int, highest: float, lowest: float) -> Tensor:
     return torch.logspace(math.log10(highest), math.log10(lowest), n, dtype=torch.float64)
 
 
-def low_levels(steps: int) -> Tensor:
-    """(steps + 1,) falling levels for few steps K from a Gaussian start; the last one 0.
+def low_levels(steps: int, highest: float | None = None) -> Tensor:
+    """(steps + 1,) falling levels for few steps K that do not begin in pure noise; the last one 0.
 
-    From 1.5 K to 0.4 / K in equal ratios: fewer calls cover less. Chosen by hand on
-    hopper-medium-zoo and halfcheetah-medium-zoo, without guidance, and seen to do for guided
-    windows too. Data far from a Gaussian may want levels of their own (`step_search`).
+    From 1.5 K, if nothing else is given, to 0.4 / K in equal ratios: fewer calls cover
+    less. Chosen by hand on hopper-medium-zoo and halfcheetah-medium-zoo, without guidance, and seen
+    to do for guided windows too. Data far from a Gaussian may want levels of their own
+    (`step_search`).
     """
-    return _to_zero(geometric_levels(steps, 1.5 * steps, 0.4 / steps))
+    return _to_zero(geometric_levels(steps, highest or 1.5 * steps, 0.4 / steps))
 
 
 def student_levels(steps: int) -> Tensor:

@@ -121,6 +121,7 @@ def test_pgd_writes_a_dataset_that_says_how_it_was_made(augment: Command, toy_fi
     [
         ("pgd-released", (*TINY, *FEW, "--augment.levels", "32")),
         ("offdiff.augment.diffusion:PGDConfig", (*TINY, *FEW, "--augment.strength", "auto")),
+        ("pgd-partial", (*TINY, *FEW, "--augment.noise", "1")),
         ("world-model", ROLLOUTS),
     ],
 )

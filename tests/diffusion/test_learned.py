@@ -1,10 +1,17 @@
 """A model of a task with known dynamics: samples are checked against the truth."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from offdiff.augment.diffusion import PGDConfig, ReleasedPGDConfig, UnguidedConfig
+from offdiff.augment.diffusion import (
+    PartialPGDConfig,
+    PGDConfig,
+    ReleasedPGDConfig,
+    UnguidedConfig,
+)
 from offdiff.augment.sampler import DiffusionAugmenter
 from offdiff.augment.strength import residual_std, tuned_strength
 from offdiff.core.errors import InputError
@@ -12,8 +19,8 @@ from offdiff.core.types import Trajectories
 from offdiff.data.toy import linear_gaussian
 from offdiff.data.windows import Windows
 from offdiff.diffusion.config import ModelConfig
-from offdiff.diffusion.fit import train_model
-from offdiff.diffusion.world_model import WorldModel
+from offdiff.diffusion.fit import split, train_model
+from offdiff.diffusion.world_model import Lineage, WorldModel
 
 CPU = torch.device("cpu")
 EPISODES = linear_gaussian(400, 12, terminal_share=0.5)
@@ -39,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> WorldModel:
 
 
 def sample(model: WorldModel, config: object, n: int, policy: object = None) -> Trajectories:
-    prepare = config.prepare(model)  # type: ignore[attr-defined]
+    prepare = config.prepare(model, EPISODES)  # type: ignore[attr-defined]
     augmenter = DiffusionAugmenter(model, prepare, chunk=256, cpu_threads=1)
     return augmenter.generate(n, policy, generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
 
@@ -109,11 +116,40 @@ def test_automatic_strength_ends_at_its_range(model: WorldModel) -> None:
         def distribution(self, obs: Tensor, /) -> tuple[Tensor, Tensor]:
             return self.act(obs) + 50, torch.full_like(obs, 1e-3)
 
-    plain = UnguidedConfig().prepare(model)(None, torch.Generator())
+    plain = UnguidedConfig().prepare(model, EPISODES)(None, torch.Generator())
     generator = torch.Generator().manual_seed(0)
     assert residual_std(model, plain, Sharp(), 1.0, generator) > 1
     found = tuned_strength(lambda _: plain, model, Sharp(), 1.0, generator)
     assert found > 32, "never sharp enough: the strongest is taken"
+
+
+def test_noised_windows_of_the_data_are_guided(model: WorldModel) -> None:
+    free, guided = (sample(model, PartialPGDConfig(), 500, p) for p in (None, Linear()))
+    assert float(residual(guided).square().mean()) < 0.7 * float(residual(free).square().mean())
+    assert dynamics_error(guided, model).mean() < 0.02
+
+
+def test_partial_noising_stays_as_near_to_data_as_the_level_is_low(model: WorldModel) -> None:
+    windows, _ = split(EPISODES, model.config, CPU)
+    generator = torch.Generator().manual_seed(0)
+    real = model.codec.encode(windows.sample(256, generator=generator))
+    moved = []
+    for noise in (0.2, 1.0, 5.0):
+        made = sample(model, PartialPGDConfig(noise=noise), 256)
+        moved.append(float((model.codec.encode(made) - real).square().mean().sqrt()))
+    assert moved[0] < 0.3
+    assert moved == sorted(moved)
+    assert moved[2] > 3 * moved[0]
+
+
+def test_partial_noising_refuses_what_it_cannot_use(model: WorldModel) -> None:
+    student = replace(model, lineage=Lineage(recipe="reflow", teacher="abc"))
+    with pytest.raises(InputError, match="a student knows only the noise of its pairs"):
+        PartialPGDConfig().prepare(student, EPISODES)
+    with pytest.raises(InputError, match="starts from windows of the data"):
+        PartialPGDConfig().prepare(model)
+    with pytest.raises(ValueError, match=r"noise must lie in \(0.1, 80\] with 4 levels, got 0.1"):
+        PartialPGDConfig(noise=0.1)
 
 
 def test_an_untrained_policy_does_not_guide(model: WorldModel) -> None:
@@ -129,7 +165,7 @@ def test_released_guidance_collapses_onto_the_policy(model: WorldModel) -> None:
 
 
 def test_equal_seeds_give_equal_windows_whatever_the_chunk(model: WorldModel) -> None:
-    prepare = UnguidedConfig(solver="dpmpp").prepare(model)
+    prepare = UnguidedConfig(solver="dpmpp").prepare(model, EPISODES)
     made = [
         DiffusionAugmenter(model, prepare, chunk=16, cpu_threads=1).generate(
             32, None, generator=torch.Generator().manual_seed(3)
@@ -141,7 +177,7 @@ def test_equal_seeds_give_equal_windows_whatever_the_chunk(model: WorldModel) ->
 
 def test_windows_end_before_what_is_far_outside_the_data(model: WorldModel) -> None:
     narrow = (torch.tensor([-0.3]), torch.tensor([0.3]))
-    prepare = UnguidedConfig(levels=8).prepare(model)
+    prepare = UnguidedConfig(levels=8).prepare(model, EPISODES)
     augmenter = DiffusionAugmenter(model, prepare, chunk=256, cpu_threads=1, bounds=narrow)
     windows = augmenter.generate(200, None, generator=torch.Generator().manual_seed(0))
     batch = windows.transitions()
@@ -156,8 +192,11 @@ def test_network_calls_are_counted(model: WorldModel) -> None:
         (UnguidedConfig(levels=16, solver="dpmpp"), 16),
         (PGDConfig(levels=16), 31),
         (ReleasedPGDConfig(levels=16), 31 + 15),
+        (PartialPGDConfig(), 4),
     ):
-        augmenter = DiffusionAugmenter(model, config.prepare(model), chunk=4, cpu_threads=1)
+        augmenter = DiffusionAugmenter(
+            model, config.prepare(model, EPISODES), chunk=4, cpu_threads=1
+        )
         augmenter.generate(8, Linear(), generator=torch.Generator().manual_seed(0))
         assert augmenter.provenance()["network_calls_per_window"] == calls
 
