@@ -80,7 +80,7 @@ def jobs_of(models: dict[str, WorldModel]) -> tuple[Jobs, Jobs]:
 def guided_jobs(models: dict[str, WorldModel]) -> list[tuple[str, Solver, int, float]]:
     """Guided lines: kind, solver, calls, and the level of noise if they start from the data."""
     jobs: list[tuple[str, Solver, int, float]] = []
-    jobs += [("edm-low", "unipc", calls, 0.0) for calls in (4, 8)]
+    jobs += [(kind, "unipc", calls, 0.0) for kind in ("edm-low", "rf-low") for calls in (4, 8)]
     jobs += [("reflow", "euler", calls, 0.0) for calls in (4, 8)]
     jobs += [("edm", "unipc", 4, noised) for noised in (1.5, 3.0, 6.0)]
     return [job for job in jobs if job[0] in models]
