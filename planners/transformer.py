@@ -36,8 +36,9 @@ class CausalTransformer(nn.Module):
         super().__init__()
         if width % (2 * heads):
             raise ValueError(f"width must be a multiple of {2 * heads}, got {width}")
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, rotary) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+        self.head_width, self.rotary = width // heads, rotary
 
     def forward(self, tokens: Tensor, real: Tensor | None = None) -> Tensor:
         """tokens (B, T, W), real (B, T) bool, padding on either side -> (B, T, W).
@@ -57,9 +58,10 @@ class CausalTransformer(nn.Module):
         mask = (causal & real[:, None, :] | itself)[:, None]
         # Masked keys have weight 0, and 0 times NaN or infinity would still be NaN.
         tokens = tokens.masked_fill(~real[..., None], 0.0)
+        turn = self._turn(tokens, 0)
         keys, values = [], []
         for block in self.blocks:
-            tokens, key, value = block(tokens, mask, None)
+            tokens, key, value = block(tokens, mask, turn, None)
             keys.append(key)
             values.append(value)
         return self.norm(tokens), Cache(tuple(keys), tuple(values), real)
@@ -67,21 +69,28 @@ class CausalTransformer(nn.Module):
     def step(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """One real token (B, 1, W) more -> (B, 1, W) and the longer cache."""
         real = F.pad(cache.real, (0, 1), value=True)
+        turn = self._turn(token, cache.real.shape[1])
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             past = cache.keys[i], cache.values[i]
-            token, key, value = block(token, real[:, None, None], past)
+            token, key, value = block(token, real[:, None, None], turn, past)
             keys.append(key)
             values.append(value)
         return self.norm(token), Cache(tuple(keys), tuple(values), real)
+
+    def _turn(self, tokens: Tensor, first: int) -> "Turn | None":
+        """Of tokens (B, T, W) that begin at position first; the same for all blocks."""
+        if not self.rotary:
+            return None
+        return rotary_turn(first, tokens.shape[1], self.head_width, tokens)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + perceptron(norm(x))."""
 
-    def __init__(self, width: int, heads: int, dropout: float, rotary: bool) -> None:
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.dropout, self.rotary = heads, dropout, rotary
+        self.heads, self.dropout = heads, dropout
         self.before_attention, self.before_perceptron = nn.LayerNorm(width), nn.LayerNorm(width)
         self.queries_keys_values = nn.Linear(width, 3 * width)
         self.projection = nn.Linear(width, width)
@@ -90,16 +99,15 @@ class Block(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+        self, x: Tensor, mask: Tensor, turn: "Turn | None", past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, W), mask broadcasting to (B, heads, T, keys) -> x and all keys and values."""
         joint = self.queries_keys_values(self.before_attention(x)).unflatten(
             -1, (3, self.heads, -1)
         )
-        query, key, value = joint.permute(2, 0, 3, 1, 4)
-        if self.rotary:
-            first = past[0].shape[2] if past else 0
-            query, key = rotated(query, first), rotated(key, first)
+        joint = joint.permute(2, 0, 3, 1, 4)
+        query, key = (joint[:2] if turn is None else rotated(joint[:2], turn)).unbind()
+        value = joint[2]
         if past:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         dropout = self.dropout if self.training else 0.0
@@ -110,15 +118,27 @@ class Block(nn.Module):
         return x, key, value
 
 
-def rotated(x: Tensor, first: int) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864): pairs of channels turned by their position.
+class Turn(NamedTuple):
+    """What turns T tokens by their positions; (T, D) each, D a head's channels."""
 
-    x: (B, heads, T, D), token t at position first + t. Products of two depend on their distance.
-    """
-    half = x.shape[-1] // 2
-    frequency = ROTARY_BASE ** (-torch.arange(half, device=x.device, dtype=x.dtype) / half)
-    position = torch.arange(first, first + x.shape[2], device=x.device, dtype=x.dtype)
+    cos: Tensor
+    sin: Tensor
+    """Negative in the first half of the channels."""
+
+
+def rotary_turn(first: int, count: int, channels: int, like: Tensor) -> Turn:
+    """Of `count` tokens, the first at position `first`; dtype and device of `like`."""
+    half = channels // 2
+    frequency = ROTARY_BASE ** (-torch.arange(half, device=like.device, dtype=like.dtype) / half)
+    position = torch.arange(first, first + count, device=like.device, dtype=like.dtype)
     angle = position[:, None] * frequency
     cos, sin = angle.cos(), angle.sin()
-    left, right = x[..., :half], x[..., half:]
-    return torch.cat((left * cos - right * sin, left * sin + right * cos), dim=-1)
+    return Turn(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
+
+
+def rotated(x: Tensor, turn: Turn) -> Tensor:
+    """Rotary position embedding (arXiv 2104.09864): pairs of channels turned by their position.
+
+    x: (..., T, D), channel i paired with i + D / 2. Products of two depend on their distance.
+    """
+    return x * turn.cos + x.roll(x.shape[-1] // 2, dims=-1) * turn.sin
