@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from offdiff.cli.model_files import File, load, require_free
+from offdiff.cli.model_files import File, load, load_of, require_free
 from offdiff.cli.options import call_with_options
 from offdiff.core.errors import InputError
 from offdiff.core.files import require_writable
@@ -39,8 +39,9 @@ Examples:
 
 From pairs it is best taught by a reflowed model; --how consistency needs no pairs, and a teacher
 that was not reflowed. A student knows the levels of its own calls alone: others are refused. A
-smaller network starts afresh; --anneal lets it slide into the pairs (SlimFlow), which helps when
-pairs are few.
+smaller network starts afresh; --anneal lets it slide into the pairs, which helps when pairs are
+few, and so does --flow-guided: a reflowed model finishes windows of fresh noise beside them. Both
+are SlimFlow's.
 """
 
 
@@ -121,6 +122,8 @@ def distill(
     calls: int = 1,
     network: str = "",
     anneal: float = 0.0,
+    flow_guided: Path | None = None,
+    leg: Literal["student", "guide"] = "student",
     steps: int = 0,
     learning_rate: float = 0.0,
     device: str = "auto",
@@ -139,22 +142,29 @@ def distill(
         calls: network calls of a window
         network: a smaller network; default: the teacher's
         anneal: share of the training in which independent noise gives way to the pairs'
+        flow_guided: file of a reflowed model that finishes half of each batch from fresh noise; it
+            pays only if it is more accurate than the pairs make the student
+        leg: whose velocity leads from that noise to where the reflowed model takes over
         steps: gradient steps; 0 for half of the teacher's
         learning_rate: peak; 0 for a third of the teacher's, for consistency all of it
         device: auto, cpu, cuda or cuda:N
         overwrite: replace `out`
     """
     from offdiff.diffusion.consistency import distil_consistency
-    from offdiff.diffusion.reflow import distil_config, train_student
+    from offdiff.diffusion.reflow import distil_config, require_guide, train_student
 
     if not 0 <= anneal < 1:
         raise InputError(f"anneal must lie in [0, 1), got {anneal}")
     if not 1 <= calls <= 64:
         raise InputError(f"calls must lie in [1, 64], got {calls}")
-    if how == "consistency" and (calls > 1 or anneal > 0 or pairs_file):
-        raise InputError("consistency makes students of one call, without pairs to anneal or read")
+    if how == "consistency" and (calls > 1 or anneal > 0 or pairs_file or flow_guided):
+        raise InputError("consistency makes students of one call, without pairs or another guide")
     require_free(out, overwrite)
     source, model = load(teacher, dataset, device)
+    guide, recipe = None, "distil"
+    if flow_guided is not None:
+        guide, recipe = load_of(flow_guided, source), "distil, flow-guided"
+        require_guide(guide, model)
     config = distil_config(model.config)
     if how == "consistency":  # pairs are nearly learned already, the path's end is not
         config = replace(config, learning_rate=model.config.learning_rate)
@@ -166,8 +176,8 @@ def distill(
         return
     pairs = _pairs(model, source, make, pairs_file or out.with_suffix(".pairs.safetensors"))
     _student(out, partial(
-        train_student, model, pairs.annealed(anneal), source.episodes, config, recipe="distil",
-        calls=calls, progress=source.progress,
+        train_student, model, pairs.annealed(anneal), source.episodes, config, recipe=recipe,
+        calls=calls, guide=guide, leg=leg, progress=source.progress,
     ))  # fmt: skip
 
 

@@ -6,7 +6,7 @@ Dimension letters: N pairs, B batch, T rows, D columns, G channel groups.
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +15,11 @@ from offdiff.core.errors import InputError
 from offdiff.core.tensors import load_tensors, save_tensors
 from offdiff.data.codec import Codec
 from offdiff.data.windows import Windows
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+
+Leg = Literal["student", "guide"]
+LEG = (0.2, 0.8)
+"""Shares of the way from noise to window at which a guide takes over."""
 
 
 class Batch(NamedTuple):
@@ -97,6 +102,45 @@ class Pairs:
             tensors["known"] = self.known
         meta = {"teacher": self.teacher, "calls": self.calls, "made": self.made}
         save_tensors(path, tensors, {"kind": "pairs", **meta})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowGuided:
+    """Pairs in one half of a batch; in the other, fresh noise and where a flow would take it.
+
+    SlimFlow's flow-guided distillation (arXiv 2407.12718): the way from noise begins along the
+    student's velocity, as in their code, or the guide's, as in their text; at a random time the
+    guide takes over and goes on to the end in one Euler step. In EDM's coordinates that step is
+    the guide's estimate. The guide should be more accurate than the pairs make the student.
+    """
+
+    pairs: Pairs
+    student: Denoise
+    """The network in training: it is asked as it is."""
+    guide: Denoise
+    """A nearly straight flow: reflowed"""
+    leg: Leg = "student"
+    """Whose velocity the way begins with"""
+
+    def draw(self, n: int, progress: float, *, generator: torch.Generator) -> Batch:
+        """(n + 1) // 2 pairs, then n // 2 windows that the guide has finished."""
+        clean, noise, known = self.pairs.draw(n - n // 2, progress, generator=generator)
+        fresh = torch.randn(
+            n // 2, *noise.shape[1:], generator=generator, device=noise.device, dtype=noise.dtype
+        )
+        share = torch.rand(n // 2, generator=generator, device=noise.device, dtype=noise.dtype)
+        finished = self._finish(fresh, LEG[0] + (LEG[1] - LEG[0]) * share)
+        if known is not None:
+            known = torch.cat((known, known.new_zeros(n // 2, *known.shape[1:])))
+        return Batch(torch.cat((clean, finished)), torch.cat((noise, fresh)), known)
+
+    @torch.no_grad()
+    def _finish(self, noise: Tensor, share: Tensor) -> Tensor:
+        """Windows from noise (B, T, D), with the first share (B,) of the way by the first leg."""
+        begin = self.student if self.leg == "student" else self.guide
+        start = begin(SIGMA_MAX * noise, torch.full_like(share, SIGMA_MAX))
+        sigma = (1 - share) / share  # rectified flow's time is 1 - share
+        return self.guide(start + sigma[:, None, None] * noise, sigma)
 
 
 def load_pairs(path: Path, device: torch.device, teacher: str, made: str) -> Pairs:

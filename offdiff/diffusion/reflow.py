@@ -19,7 +19,7 @@ from offdiff.data.codec import GROUPS
 from offdiff.data.episodes import Episodes
 from offdiff.data.windows import Windows, episodes_hash
 from offdiff.diffusion.config import ModelConfig
-from offdiff.diffusion.couplings import Coupling, Independent, Pairs
+from offdiff.diffusion.couplings import Coupling, FlowGuided, Independent, Leg, Pairs
 from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise, Levels
 from offdiff.diffusion.distributed import Group, distributed
 from offdiff.diffusion.fit import CHECKPOINT, Fit, run_fit, split
@@ -136,6 +136,17 @@ def require_kin(teacher: WorldModel, config: ModelConfig) -> None:
         raise InputError("a student needs its teacher's horizon, action map, terminals and levels")
 
 
+def require_guide(guide: WorldModel, teacher: WorldModel) -> None:
+    """Raises InputError for a guide whose windows mean something else than the teacher's."""
+    require_teacher(guide)
+    require_kin(guide, teacher.config)
+    own, other = guide.codec, teacher.codec
+    if not (torch.equal(own.mean, other.mean) and torch.equal(own.std, other.std)):
+        raise InputError(
+            "the guide has other statistics than the teacher; take the teacher, or a student of it"
+        )
+
+
 def _farthest(data: Independent, generator: torch.Generator) -> Tensor:
     """(D,) largest entry of some windows of the data, by column."""
     some = data.draw(4096, 0.0, generator=generator).clean
@@ -198,6 +209,8 @@ def train_student(
     recipe: str,
     calls: int = 0,
     premetric: Premetric | None = None,
+    guide: WorldModel | None = None,
+    leg: Leg = "student",
     progress: bool = False,
 ) -> WorldModel:
     """A student of the pairs; continues from the checkpoint in `folder` if there is one.
@@ -206,6 +219,7 @@ def train_student(
     teacher's error curve: the student's own says how well it knows a pair, not what data vary by.
     calls: that it is distilled to, with the law "end"; 0 for a path to follow in any number.
     premetric: see `Loss`; the recipe has to name it, or a checkpoint of another would be taken.
+    guide, leg: see `FlowGuided`.
     Raises InputError for a model that cannot be a teacher, pairs of another one, or a loss that
     stops being finite; ValueError for calls without the law "end", or the reverse.
     """
@@ -224,6 +238,11 @@ def train_student(
         if calls > 1:
             fit.law = levels_of_calls(calls)
         how = f"{recipe} {calls} {len(pairs)} {pairs.anneal}"
+        if guide is not None:
+            require_guide(guide, teacher)
+            student = fit.loss.denoiser
+            fit.coupling = FlowGuided(pairs=pairs, student=student, guide=guide.denoiser, leg=leg)
+            how += f" {guide.hash} {leg}"
         identity = f"{episodes_hash(episodes)} {teacher.hash} {how}"
         run_fit(fit, folder / CHECKPOINT, identity, title=recipe, progress=progress)
         return dataclasses.replace(

@@ -80,6 +80,17 @@ def test_consistency_needs_no_pairs(place: Path, model: Command) -> None:
     assert (found.lineage.recipe, found.lineage.max_calls) == ("consistency", 1)
 
 
+def test_a_student_of_pairs_and_a_flow(place: Path, model: Command) -> None:
+    code, _, _ = model("distill", "t.safetensors", *FEW, "--out", "guided.safetensors",
+                       "--pairs-file", "s.pairs.safetensors", "--flow-guided", "s.safetensors",
+                       "--leg", "guide")  # fmt: skip
+    assert code == 0
+    made = load_model(place / "guided.safetensors", torch.device("cpu"))
+    assert made.lineage.recipe == "distil, flow-guided"
+    for name in ("guided", "guided.pairs"):
+        (place / f"{name}.safetensors").unlink(missing_ok=True)
+
+
 def test_comparison(place: Path, model: Command) -> None:
     code, out, _ = model(
         "compare", "t.safetensors", "s.safetensors", "one.safetensors", "--calls", 1, 2, 3,
@@ -202,6 +213,10 @@ def test_pairs_are_made_once(place: Path, model: Command) -> None:
     (("reflow", "one.safetensors", "--out", "x.safetensors"), "has no path to learn from"),
     (("reflow", "t.safetensors", "--out", "x.safetensors", "--pairs-file", "s.pairs.safetensors",
       "--make.pairs", "7"), "were made with pairs 24"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--flow-guided", "one.safetensors"),
+     "has no path to learn from"),
+    (("distill", "t.safetensors", "--out", "x.safetensors", "--how", "consistency",
+      "--flow-guided", "s.safetensors"), "without pairs or another guide"),
     (("search-steps", "t.safetensors", "--out", "s.safetensors"), "exists already"),
     (("search-steps", "one.safetensors"), "distilled for 1 network call"),
     (("compare",), "name the files"),
