@@ -33,6 +33,11 @@ class Denoise(Protocol):
         ...
 
 
+def level_of_all(x: Tensor, sigma: float) -> Tensor:
+    """(B,) the same level for every window of x (B, T, D)."""
+    return torch.full(x.shape[:1], sigma, device=x.device, dtype=x.dtype)
+
+
 class Levels(Protocol):
     """A law of training levels."""
 

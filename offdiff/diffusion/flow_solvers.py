@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.denoiser import Denoise, level_of_all
 from offdiff.diffusion.paths import Path, RectifiedFlow
 
 Noisiness = Callable[[float], float]
@@ -29,7 +29,7 @@ class OnPath:
     def clean(self, x: Tensor, t: float) -> Tensor:
         """Expected x0."""
         a, b, _, _ = self._numbers(t)
-        sigma = torch.full(x.shape[:1], b / a, device=x.device, dtype=x.dtype)
+        sigma = level_of_all(x, b / a)
         return self.denoise(x / a, sigma)
 
     def velocity(self, x: Tensor, t: float) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.denoiser import Denoise, level_of_all
 
 Form = Literal["midpoint", "taylor"]
 
@@ -31,7 +31,7 @@ def sample_unipc(
     known: list[tuple[float, Tensor]] = []  # (lambda, D), the newest last
     base_x = x
     for i, (now, following) in enumerate(pairwise(levels)):
-        clean = denoise(x, _level(x, now))
+        clean = denoise(x, level_of_all(x, now))
         if correct and i > 0:
             # x was only predicted: what its call says corrects it, before the next step begins.
             used = known[-min(order, i) :]
@@ -100,7 +100,7 @@ def sample_taylor(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2
     """
     known: list[tuple[float, Tensor]] = []
     for now, following in pairwise(sigmas.tolist()):
-        clean = denoise(x, _level(x, now))
+        clean = denoise(x, level_of_all(x, now))
         if following == 0:
             return clean
         known = [*known, (-math.log(now), clean)][-order:]
@@ -124,7 +124,7 @@ def sample_noise_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Tensor:
     """The second-order multistep rule in the noise estimate; last level above 0."""
     before: tuple[float, Tensor] | None = None
     for now, following in pairwise(sigmas.tolist()):
-        noise = (x - denoise(x, _level(x, now))) / now
+        noise = (x - denoise(x, level_of_all(x, now))) / now
         h = math.log(now / following)
         x = x + (following - now) * noise
         if before is not None:
@@ -146,7 +146,7 @@ def sample_sde_2m(
     """SDE-DPM-Solver++(2M) (midpoint), MRS-SDE-2 (taylor); with order 1 both are DDPM's step."""
     before: tuple[float, Tensor] | None = None
     for now, following in pairwise(sigmas.tolist()):
-        clean = denoise(x, _level(x, now))
+        clean = denoise(x, level_of_all(x, now))
         if following == 0:
             return clean
         h = math.log(now / following)
@@ -166,7 +166,3 @@ def _slope(known: Sequence[tuple[float, Tensor]], h: float) -> Tensor:
     """First divided difference per step h of lambda."""
     (before, past), (here, clean) = known[-2:]
     return (clean - past) / ((here - before) / h)
-
-
-def _level(x: Tensor, sigma: float) -> Tensor:
-    return torch.full(x.shape[:1], sigma, device=x.device, dtype=x.dtype)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offdiff.core.protocols import Policy
 from offdiff.data.codec import Codec
-from offdiff.diffusion.denoiser import Denoise
+from offdiff.diffusion.denoiser import Denoise, level_of_all
 from offdiff.diffusion.guidance import policy_moments
 from offdiff.diffusion.sampling import Churn
 
@@ -79,19 +79,15 @@ def sample_released(
     for i in range(steps):
         now, following = levels[i], levels[i + 1]
         if guidance is not None:
-            x = guidance(denoise, x, _level(x, now), i, steps)
+            x = guidance(denoise, x, level_of_all(x, now), i, steps)
         raised = churn.raised(now, steps)
         noise = torch.randn(x.shape, generator=generator, device=x.device)
         churned = x + (raised**2 - now**2) ** 0.5 * churn.inflation * noise
-        slope = (churned - denoise(churned, _level(x, raised))) / raised
+        slope = (churned - denoise(churned, level_of_all(x, raised))) / raised
         ahead = x + (following - raised) * slope  # D3: from x, not from churned
         if following == 0:
             x = ahead
         else:
-            ahead_slope = (ahead - denoise(ahead, _level(x, following))) / (following + 1e-9)
+            ahead_slope = (ahead - denoise(ahead, level_of_all(x, following))) / (following + 1e-9)
             x = churned + 0.5 * (following - raised) * (slope + ahead_slope)
     return x
-
-
-def _level(x: Tensor, sigma: float) -> Tensor:
-    return torch.full((len(x),), sigma, device=x.device, dtype=x.dtype)

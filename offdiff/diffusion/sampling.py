@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise
+from offdiff.diffusion.denoiser import SIGMA_MAX, Denoise, level_of_all
 
 Edit = Callable[[Tensor, Tensor], Tensor]
 """(noisy window (B, T, D), sigma (B,)) -> moved window, before a step is taken."""
@@ -151,7 +151,7 @@ def sample_ddim(
     """
     for step, (now, following) in enumerate(_steps(sigmas)):
         x = _edited(x, now, edit)
-        clean = denoise(x, _level(x, now))
+        clean = denoise(x, level_of_all(x, now))
         noise_std = eta * following * (1 - (following / now) ** 2) ** 0.5
         kept = (following**2 - noise_std**2) ** 0.5
         x = clean + kept / now * (x - clean)
@@ -176,7 +176,7 @@ def sample_dpmpp_2m(
     step_before = 0.0
     for now, following in _steps(sigmas):
         x = _edited(x, now, edit)
-        clean = denoise(x, _level(x, now))
+        clean = denoise(x, level_of_all(x, now))
         if following == 0:
             return clean
         step = float(torch.log(torch.tensor(now / following, dtype=torch.float64)))
@@ -221,12 +221,8 @@ def _steps(sigmas: Tensor) -> list[tuple[float, float]]:
 
 
 def _slope(denoise: Denoise, x: Tensor, sigma: float) -> Tensor:
-    return (x - denoise(x, _level(x, sigma))) / sigma
-
-
-def _level(x: Tensor, sigma: float) -> Tensor:
-    return torch.full(x.shape[:1], sigma, device=x.device, dtype=x.dtype)
+    return (x - denoise(x, level_of_all(x, sigma))) / sigma
 
 
 def _edited(x: Tensor, sigma: float, edit: Edit | None) -> Tensor:
-    return x if edit is None else edit(x, _level(x, sigma))
+    return x if edit is None else edit(x, level_of_all(x, sigma))
