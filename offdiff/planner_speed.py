@@ -43,7 +43,8 @@ class Setting:
 
     environments: int = 1
     candidates: int | None = None
-    """None leaves the planner's own number"""
+    """None leaves the planner's own number; a planner that knows none decides for so many copies of
+    every environment, so that all make equally many plans"""
 
     def __str__(self) -> str:
         text = f"{self.environments} environment{'s' if self.environments > 1 else ''}"
@@ -78,21 +79,21 @@ class PlannerSpeed:
     planner: str
     parameters: int
     config: Mapping[str, Any]
-    """Horizon, stride, history and, where there are any, candidates and levels"""
+    """Horizon, stride, history and, where there are any, candidates, levels and network"""
     served: int
     """Largest of SERVED that is decided for at the control rate; 0 if not even one is"""
     timings: list[Timing]
-    """In the order of the settings; a planner without candidates has none with a number of them"""
+    """In the order of the settings"""
 
 
 def contender(
-    source: str | Path, dataset: Dataset, device: torch.device, *, paper: bool = False
+    source: str | Path, dataset: Dataset, device: torch.device, config: PlannerConfig | None = None
 ) -> SavedPlanner:
     """A planner to time: a run's, or by its name an untrained one, which takes the same time.
 
-    source: folder of a run's seed, or registered name or module:Class. paper: a name's sizes.
-    Raises InputError for unknown names, for a planner that does not fit the dataset, and for a run
-    on data of other sizes.
+    source: folder of a run's seed, or registered name or module:Class. config: of a name; None for
+    its defaults. Raises InputError for unknown names, for a planner that does not fit the dataset,
+    and for a run on data of other sizes.
     """
     task = Task.of(dataset)
     if isinstance(source, Path):
@@ -104,8 +105,7 @@ def contender(
                 f"{task.spec.action_dim}; name its own with --dataset"
             )
         return replace(saved, name=str(source))
-    config = planner_config(source, {})
-    config = config.at_paper_size() if paper else config
+    config = config or planner_config(source, {})
     planner = config.build(task).to(device).eval().requires_grad_(False)
     return SavedPlanner(name=source, config=config, task=task, planner=planner, device=device)
 
@@ -129,23 +129,18 @@ def measure(
         task = bar.add_task("", total=len(settings) * repeats + len(contenders))
         for setting in settings:
             bar.update(task, description=str(setting))
-            replays = {
-                i: _Replay(one, obs, setting, seed)
-                for i, one in enumerate(contenders)
-                if setting.candidates is None or hasattr(one.config, "candidates")
-            }
-            first = {i: replay.decide() for i, replay in replays.items()}
-            for replay in replays.values():
+            replays = [_Replay(one, obs, setting, seed) for one in contenders]
+            first = [replay.decide() for replay in replays]
+            for replay in replays:
                 replay.warm_up(warmup)
-            turns: dict[int, list[float]] = {i: [] for i in replays}
+            turns: list[list[float]] = [[] for _ in replays]
             for turn in range(repeats):
                 # Back and forth, so that nobody always follows the same planner.
-                for i in list(replays)[:: 1 if turn % 2 == 0 else -1]:
+                for i in range(len(replays))[:: 1 if turn % 2 == 0 else -1]:
                     turns[i].append(replays[i].decide())
                 bar.advance(task)
-            base = turns[min(turns)] if turns else []
-            for i, replay in replays.items():
-                timings[i].append(_timing(setting, replay, first[i], turns[i], base, seed))
+            for i, replay in enumerate(replays):
+                timings[i].append(_timing(setting, replay, first[i], turns[i], turns[0], seed))
         for one in contenders:
             bar.update(task, description="environments at 50 Hz")
             served.append(_served(one, obs, seed))
@@ -170,8 +165,11 @@ class _Replay:
     ) -> None:
         # Every step a decision, whatever the planner would do between two plans.
         changes: dict[str, Any] = {"replan_every": 1}
-        if setting.candidates is not None:
+        copies = 1
+        if setting.candidates is not None and hasattr(saved.config, "candidates"):
             changes["candidates"] = setting.candidates
+        elif setting.candidates is not None:
+            copies = setting.candidates
         config = replace(saved.config, **changes)
         planner = config.build(saved.task)
         planner.load_state_dict(saved.planner.state_dict())
@@ -179,7 +177,7 @@ class _Replay:
         self.policy = replace(saved, config=config, planner=planner).policy(seed)
         self._obs, self._fill = obs, config.history
         random = np.random.default_rng(derive_seed(seed, "replayed rows"))
-        self._rows = random.integers(len(obs), size=setting.environments)
+        self._rows = random.integers(len(obs), size=setting.environments).repeat(copies)
 
     def decide(self) -> float:
         """Seconds of one decision, the copies between host and device included."""
@@ -244,5 +242,5 @@ def _served(saved: SavedPlanner, obs: NDArray[np.float32], seed: int) -> int:
 
 
 def _sizes(config: PlannerConfig) -> dict[str, Any]:
-    names = ("horizon", "stride", "history", "candidates", "levels")
+    names = ("horizon", "stride", "history", "candidates", "levels", "network")
     return {name: getattr(config, name) for name in names if hasattr(config, name)}

@@ -155,12 +155,18 @@ def test_every_step_is_a_decision_whatever_the_planner_does_between(
     assert found.timings[0].p50_ms == pytest.approx(1.1)
 
 
-def test_without_candidates_there_is_no_timing_with_them(clock: Clock, dataset: Dataset) -> None:
-    both = [saved(SingleConfig(), dataset, "single"), saved(PacedConfig(), dataset)]
+def test_without_candidates_a_planner_makes_as_many_plans_of_copies(
+    clock: Clock, dataset: Dataset
+) -> None:
+    both = [saved(SingleConfig(), dataset, "single"), saved(PacedConfig(ms=0.4), dataset)]
     found = measure(both, dataset, [ONE, Setting(candidates=4)], repeats=2, warmup=0, seed=0)
-    assert [len(one.timings) for one in found] == [1, 2]
     assert "candidates" not in found[0].config
-    assert found[1].timings[1].ratio == 1.0, "the first planner that was timed is the measure"
+    assert [one.timings[1].p50_ms for one in found] == pytest.approx([1.4, 0.8])
+    assert found[1].timings[1].ratio == pytest.approx(0.8 / 1.4)
+    assert found[0].timings[1].plans_per_second == pytest.approx(1 / 1.4e-3), "environments count"
+    single, other = clock.seen[8:10]  # the first decisions with 4 candidates
+    assert (len(single), len(other)) == (4, 1)
+    assert (single.obs == other.obs).all()
 
 
 def test_contenders_by_name_and_from_a_run(dataset: Dataset, tmp_path: Path) -> None:

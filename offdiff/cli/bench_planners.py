@@ -2,10 +2,11 @@
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from offdiff.cli.options import parse_options
@@ -13,6 +14,7 @@ from offdiff.core.errors import InputError
 
 if TYPE_CHECKING:
     from offdiff.planner_speed import PlannerSpeed
+    from offdiff.planners.base import PlannerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +23,15 @@ class BenchOptions:
 
     They take turns, decision by decision; ratios are medians over turns, to the first planner
     named. In settings "1 environment" and "64 environments" a planner keeps its own number of
-    candidates.
+    candidates; with "64 candidates" one that knows none plans for so many copies of the
+    environment.
 
     Examples:
       offdiff bench planners trajectory-diffuser diffuser decision-diffuser
       offdiff bench planners RUN trajectory-diffuser --dataset hopper-medium-v2
       offdiff bench planners trajectory-diffuser diffuser --preset paper --repeats 1000 --warmup 50
+      offdiff bench planners trajectory-diffuser decision-diffuser --settings horizon=32
+        network=temporal-64 decision-diffuser.levels=10
     """
 
     planners: Positional[tuple[str, ...]]
@@ -35,8 +40,11 @@ class BenchOptions:
     """Where observations and sizes come from: bundled sample, HDF5 file, D4RL name or Minari id."""
     preset: Literal["laptop", "paper"] = "laptop"
     """Sizes of planners given by name."""
+    settings: tuple[str, ...] = ()
+    """FIELD=VALUE for all planners given by name that have the field, PLANNER.FIELD=VALUE for one;
+    several numbers with commas."""
     candidates: int = 64
-    """Also time one environment with so many candidates, where a planner has any."""
+    """Also time one environment with so many candidates."""
     environments: int = 64
     """Also time so many environments at once."""
     repeats: int = 100
@@ -67,19 +75,13 @@ def main(command: str, args: list[str]) -> int:
     from offdiff import planner_speed, results
     from offdiff.core import numerics
     from offdiff.data.load import load_dataset
-    from offdiff.reevaluate import seed_folders
 
     device = numerics.choose_device(options.device)
     dataset = load_dataset(options.dataset)
     kernels = numerics.use_fastest_exact_matmul() if device.type == "cpu" else "cublas"
     contenders = [
-        planner_speed.contender(
-            seed_folders(Path(name))[0] if Path(name).is_dir() else name,
-            dataset,
-            device,
-            paper=options.preset == "paper",
-        )
-        for name in options.planners
+        planner_speed.contender(source, dataset, device, config)
+        for source, config in _sources(options)
     ]
     settings = (
         planner_speed.Setting(),
@@ -107,6 +109,50 @@ def main(command: str, args: list[str]) -> int:
     )
     _print(found)
     return 0
+
+
+def _sources(options: BenchOptions) -> "list[tuple[str | Path, PlannerConfig | None]]":
+    """Folders of runs, and names with their configs."""
+    from offdiff.checkpoint import planner_config
+    from offdiff.reevaluate import seed_folders
+
+    folders = {
+        name: seed_folders(Path(name))[0] for name in options.planners if Path(name).is_dir()
+    }
+    configs = {name: planner_config(name, {}) for name in options.planners if name not in folders}
+    if options.preset == "paper":
+        configs = {name: config.at_paper_size() for name, config in configs.items()}
+    for setting in options.settings:
+        configs |= _changed(configs, setting)
+    return [(folders.get(name, name), configs.get(name)) for name in options.planners]
+
+
+def _changed(configs: "dict[str, PlannerConfig]", setting: str) -> "dict[str, PlannerConfig]":
+    """The configs that one setting changes, changed."""
+    path, equals, value = setting.partition("=")
+    name, _, field = path.rpartition(".")
+    if name and name not in configs:
+        raise InputError(f"--settings {setting}: {name!r} is not among the planners given by name")
+    chosen = {
+        one: config
+        for one, config in configs.items()
+        if name in ("", one) and field in (known.name for known in fields(config))
+    }
+    if not (equals and chosen):
+        raise InputError(
+            f"--settings {setting} is not FIELD=VALUE or PLANNER.FIELD=VALUE with a field of a "
+            "planner given by name; `offdiff run --planner NAME --help` shows them"
+        )
+    return {
+        one: tyro.cli(
+            type(config),
+            args=[f"--{field}", *value.split(",")],
+            default=config,
+            prog=f"offdiff bench planners --settings {setting}: {one}",
+            config=(tyro.conf.FlagConversionOff,),
+        )
+        for one, config in chosen.items()
+    }
 
 
 def _print(found: "list[PlannerSpeed]") -> None:

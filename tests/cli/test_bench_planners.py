@@ -69,9 +69,24 @@ def test_the_table_says_where_and_how_much(data: Path, capsys: pytest.CaptureFix
     assert "horizon 16, stride 1, history 1, candidates 2" in out
 
 
+def test_settings_are_of_all_that_have_them_or_of_one(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [NAME, "trajectory-diffuser"]
+    changes = ["horizon=8", "network=mlp-128", "candidates=3", f"{NAME}.candidates=5"]
+    assert main(["bench", "planners", *names, *quick(data), "--settings", *changes, "--json"]) == 0
+    first, second = (one["config"] for one in json.loads(capsys.readouterr().out)["planners"])
+    assert (first["horizon"], first["candidates"]) == (8, 5)
+    assert "network" not in first
+    assert (second["horizon"], second["candidates"], second["network"]) == (8, 3, "mlp-128")
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
+        ([NAME, "--settings", "width=3"], "--settings width=3 is not FIELD=VALUE"),
+        ([NAME, "--settings", "horizon"], "--settings horizon is not FIELD=VALUE"),
+        ([NAME, "--settings", "dt.horizon=3"], "'dt' is not among the planners given by name"),
         (["difuser"], "unknown planner 'difuser'; did you mean 'diffuser'"),
         (["offdiff.algos.bc:BCConfig"], "must derive from PlannerConfig"),
         ([NAME, "--dataset", "nowhere.hdf5"], "no such file"),
@@ -90,6 +105,8 @@ def test_refusals(args: list[str], words: str, capsys: pytest.CaptureFixture[str
     ("args", "words"),
     [
         ([NAME, "--repeats", "0"], "must be at least 1"),
+        ([NAME, "--settings", "horizon=0"], "horizon must lie in"),
+        ([NAME, "--settings", "horizon=far"], "horizon=far"),
         ([NAME, "--warmup", "-1"], "must be at least 0"),
         ([], "name at least one planner"),
     ],
