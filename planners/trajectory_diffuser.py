@@ -226,15 +226,28 @@ class TrajectoryDiffuser(PlannerModule):
 
     def _propose(self, situation: Situation) -> tuple[Tensor, int]:
         """(B, H, O) proposed rows and how many network calls they took."""
-        c = self.config
-        if (warm := self._warm(situation)) is not None:
-            return warm, 0
-        history = self.frame.standardise(situation.history)
-        to_go = self.task.condition(situation.wanted)
+        previous, follows, steps = situation.previous, situation.follows, self.config.horizon - 1
+        if not self.config.warm_start or previous is None or follows is None:
+            return self._rolled_out(situation, steps), steps
+        # Held as far as the noise that is put on it can mend.
+        off = self.frame.step(previous[:, 0], situation.obs).square().mean(-1).sqrt()
+        held = follows & (off <= self.start_sigma())
+        rows = self.frame.encode(torch.cat((situation.obs[:, None], previous[:, 1:]), dim=1))
+        if held.all():
+            return rows, 0
+        rows[~held] = self._rolled_out(situation.rows(~held), steps)
+        return rows, steps
+
+    def _rolled_out(self, situation: Situation, steps: int) -> Tensor:
+        """(B, H, O) rows by the generator."""
         ahead = self.generator.rollout(
-            history, to_go, situation.remembered, c.horizon - 1, unit=self._unit
+            self.frame.standardise(situation.history),
+            self.task.condition(situation.wanted),
+            situation.remembered,
+            steps,
+            unit=self._unit,
         )
-        return self._as_rows(situation.obs, ahead), c.horizon - 1
+        return self._as_rows(situation.obs, ahead)
 
     def _nearest(self, obs: Tensor) -> Tensor:
         """(B, H, O) rows of the anchors that begin nearest to the observations (B, O).
@@ -253,15 +266,6 @@ class TrajectoryDiffuser(PlannerModule):
         """(B, O) and standardised (B, H - 1, O) -> (B, H, O) rows."""
         later = ahead * self.frame.std + self.frame.mean
         return self.frame.encode(torch.cat((obs[:, None], later), dim=1))
-
-    def _warm(self, situation: Situation) -> Tensor | None:
-        """The plans before, if all came true so far as the noise put on them can mend."""
-        previous, follows = situation.previous, situation.follows
-        if not self.config.warm_start or previous is None or follows is None:
-            return None
-        off = self.frame.step(previous[:, 0], situation.obs).square().mean(-1).sqrt()
-        rows = self.frame.encode(torch.cat((situation.obs[:, None], previous[:, 1:]), dim=1))
-        return rows if bool((follows & (off <= self.start_sigma())).all()) else None
 
     def _refine(
         self,

@@ -114,6 +114,24 @@ def test_a_plan_before_that_came_true_is_refined_without_a_new_proposal(
     assert ask(made, anew).calls == CONFIG.levels + H - 1
 
 
+def test_a_plan_that_failed_is_proposed_anew_without_those_that_came_true(
+    planner: PlannerModule,
+) -> None:
+    warm, cold = altered(planner, warm_start=True), altered(planner)
+    first = somewhere()
+    before = ask(cold, first).obs
+    assert before is not None
+    ahead = torch.cat((before[:, 1:], before[:, -1:]), dim=1)
+    fine = torch.arange(8) % 2 == 0
+    obs = before[:, 1] + 0.5 * ~fine[:, None]
+    later = replace(
+        first, obs=obs, history=obs[:, None], previous=ahead, follows=torch.ones(8).bool()
+    )
+    proposal = ask(warm, later).stages["proposal"]
+    torch.testing.assert_close(proposal[fine][:, 1:], ahead[fine][:, 1:])
+    torch.testing.assert_close(proposal[~fine], ask(cold, later).stages["proposal"][~fine])
+
+
 def test_environments_at_once_are_planned_for_as_each_alone(planner: PlannerModule) -> None:
     """With the same noise: 4 candidates x 8 x 2 numbers of an environment are one draw."""
     situation = somewhere(4)
