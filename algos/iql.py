@@ -14,7 +14,7 @@ from offdiff.algos.losses import (
     gaussian_log_prob,
 )
 from offdiff.algos.nets import MLP, Critic, mlp_module, move_toward
-from offdiff.algos.optim import Adam
+from offdiff.algos.optim import Adam, minimise_apart
 from offdiff.algos.policies import TanhMeanGaussian
 from offdiff.algos.state import Leaf, Part, gather, scatter
 from offdiff.core.protocols import LearnerConfig
@@ -107,16 +107,16 @@ class ImplicitValues:
     def update(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """One step of V, Q and the target Q. Gives the advantages (S, B) and the metrics."""
         with torch.no_grad():
-            next_value = self.value(batch.next_obs).squeeze(-1)
             target_q = self.target_critic(batch.obs, batch.action).amin(1)
+            next_value = self.value(batch.next_obs).squeeze(-1)
         value = self.value(batch.obs).squeeze(-1)
         advantage = target_q - value
         value_loss = expectile_loss(advantage, self.expectile)
-        self.value_optimiser.minimise(value_loss.sum())
-
         target = bellman_target(batch.reward, batch.terminal, next_value, self.discount)
         loss = critic_loss(self.critic(batch.obs, batch.action), target)
-        self.critic_optimiser.minimise(loss.sum())
+        minimise_apart(
+            (value_loss.sum(), loss.sum()), (self.value_optimiser, self.critic_optimiser)
+        )
         move_toward(self.target_critic.net, self.critic.net, self.target_rate)
         return advantage.detach(), {
             "value_loss": value_loss.detach(),

@@ -17,6 +17,9 @@ from offdiff.core.types import Spec
 
 Init = Literal["torch", "orthogonal", "small_head"]
 LAYER_NORM_EPS = 1e-5
+FEW_ROWS = 512
+"""Up to which setting up a matrix product takes longer than a single output's multiplications. Of
+each network's rows, not of all: seeds trained together must take the path of one alone."""
 
 
 class MLP:
@@ -32,7 +35,8 @@ class MLP:
         self.members = members
         self.layer_norm = layer_norm
         self._shapes = self._parameter_shapes()
-        self.flat = torch.zeros(sum(shape.numel() for shape in self._shapes))
+        self._numels = [shape.numel() for shape in self._shapes]
+        self.flat = torch.zeros(sum(self._numels))
         self._bind()
 
     def __call__(
@@ -113,7 +117,7 @@ class MLP:
         """Views of a flat tensor: weights (M, in, out), the head's (M, out, in); biases, LayerNorm
         gains and shifts (M, 1, out).
         """
-        pieces = flat.split([shape.numel() for shape in self._shapes])
+        pieces = flat.split_with_sizes(self._numels)
         parts = [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
         n = len(self.sizes) - 1
         return parts[:n], parts[n : 2 * n], parts[2 * n : 3 * n - 1], parts[3 * n - 1 :]
@@ -149,8 +153,7 @@ class _Forward(torch.autograd.Function):
                 x = torch.addcmul(net.shifts[i], x, net.gains[i])
             inputs.append(x)
         ctx.net, ctx.kept = net, (inputs, activations, statistics, dropout)
-        head = torch.bmm(net.weights[-1], x.transpose(1, 2)).transpose(1, 2)
-        return head.add_(net.biases[-1])
+        return _head(x, net.weights[-1]).add_(net.biases[-1])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
@@ -190,6 +193,14 @@ class _Forward(torch.autograd.Function):
             if dropout:
                 up.mul_(dropout[i - 1])
         return up, flat, None, None
+
+
+def _head(x: Tensor, weight: Tensor) -> Tensor:
+    """(M, B, H) by (M, outputs, H) -> (M, B, outputs)."""
+    if weight.shape[1] == 1 and x.shape[1] <= FEW_ROWS:
+        single: Tensor = torch.linalg.vecdot(x, weight)
+        return single.unsqueeze(-1)
+    return torch.bmm(weight, x.transpose(1, 2)).transpose(1, 2)
 
 
 class Critic:

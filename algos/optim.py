@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -65,6 +66,17 @@ class Adam:
         self.steps = int(state["steps"])
         for step in self._step_tensors:
             step.fill_(float(self.steps))
+
+
+def minimise_apart(losses: Sequence[Tensor], optimisers: Sequence[Adam]) -> None:
+    """One step of every optimiser down its own loss, a scalar, in a single backward pass.
+
+    No loss may depend on another optimiser's tensors: its gradient would reach them.
+    """
+    tensors = [t for optimiser in optimisers for t in optimiser.tensors]
+    gradients = iter(torch.autograd.grad(losses, tensors))
+    for optimiser in optimisers:
+        optimiser.step(list(islice(gradients, len(optimiser.tensors))))
 
 
 def cosine_rate(base: float, step: int, total: int) -> float:

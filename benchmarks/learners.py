@@ -11,7 +11,8 @@ metrics. Networks have two hidden layers of 256, batches 256 rows, CQL 10 action
     python benchmarks/learners.py --peer-python peer/bin/python --shape hopper --cores 0 1
     python benchmarks/learners.py --peer-python peer/bin/python --device cuda --cores 0
 
-Writes results/speed/<shape>-<n>-core.json (or -cuda) and rewrites README.md there from all records.
+Writes results/speed/<shape>-<n>-core-<instructions>.json (or -cuda) and rewrites README.md there
+from all records.
 `limit_share` is the arithmetic that our update needs times its rate, over the rate of 256x256x256
 products measured in the same run; for the peer the same arithmetic is counted, so its share says
 how much of the limit turns into progress. On a shared machine CPU seconds (`cpu`) tell more than
@@ -26,6 +27,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import torch
 from turns import Worker, cpu_name, summary
 
 from offdiff.core.files import write_text
@@ -134,11 +136,14 @@ def main() -> None:
         "cores": len(args.cores),
         "clock": clock,
         "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "torch": {"offdiff": ours.about["torch"], "d3rlpy": peer.about["torch"]},
         "gflops_of_256_cubed": limit / 1e9,
         "results": results,
     }
-    place = f"{len(args.cores)}-core" if args.device == "cpu" else args.device.replace(":", "-")
+    place = f"{len(args.cores)}-core-{record['instructions'].lower()}"
+    if args.device != "cpu":
+        place = args.device.replace(":", "-")
     write_text(args.out / f"{args.shape}-{place}.json", json.dumps(record, indent=1) + "\n")
     write_text(args.out / "README.md", readme(args.out))
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from offdiff.algos.nets import MLP, Critic, move_toward
-from offdiff.algos.optim import Adam
+from offdiff.algos.nets import FEW_ROWS, MLP, Critic, move_toward
+from offdiff.algos.optim import Adam, minimise_apart
 from offdiff.core.seeding import SeedStreams
 from offdiff.core.types import Spec
 
@@ -62,6 +62,19 @@ def test_values_and_all_gradients_equal_autograd(sizes: tuple[int, ...], layer_n
     tolerance = {"rtol": 1e-4, "atol": 1e-3} if layer_norm else {"rtol": 1e-5, "atol": 1e-5}
     torch.testing.assert_close(grad_x, plain_x.grad, **tolerance)
     torch.testing.assert_close(grad_flat, flat_gradient(net, modules), **tolerance)
+
+
+@pytest.mark.parametrize("rows", [FEW_ROWS, FEW_ROWS + 1])
+def test_one_output_is_the_same_for_few_and_many_rows_and_for_one_or_many_networks(
+    rows: int,
+) -> None:
+    net = MLP((5, 256, 1), 4).initialise(streams(0, 1, 2, 3), "torch")
+    x = random_input(4, rows, 5)
+    out = net(x)
+    plain = torch.stack([module(row) for module, row in zip(reference(net), x, strict=True)])
+    torch.testing.assert_close(out, plain)
+    alone = MLP((5, 256, 1), 1).initialise(streams(2), "torch")
+    torch.testing.assert_close(alone(x[2:3]), out[2:3], rtol=1e-6, atol=1e-6)
 
 
 def test_dropout_masks_enter_forward_and_backward() -> None:
@@ -135,6 +148,17 @@ def test_adam_equals_torchs_adam_with_cosine_schedule() -> None:
         reference_optimiser.step()
         schedule.step()
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_one_backward_pass_for_several_losses_takes_the_same_steps() -> None:
+    a, b, c, d = (random_input(9, seed=s % 2).requires_grad_() for s in range(4))
+    together, one_by_one = [Adam([a], 1e-2), Adam([b], 3e-2)], [Adam([c], 1e-2), Adam([d], 3e-2)]
+    for _ in range(3):
+        minimise_apart(((a**2).sum(), (b**4).sum()), together)
+        one_by_one[0].minimise((c**2).sum())
+        one_by_one[1].minimise((d**4).sum())
+    assert torch.equal(a, c)
+    assert torch.equal(b, d)
 
 
 def test_adam_continues_exactly_from_its_state() -> None:
