@@ -6,6 +6,7 @@ Dimension letters: B windows, T rows, C remembered rows, O observation.
 import torch
 from torch import Tensor, nn
 
+from offdiff.core.numerics import products_of
 from offdiff.planners.base import masked_mean
 from offdiff.planners.transformer import CausalTransformer
 
@@ -56,11 +57,12 @@ class Generator(nn.Module):
         """
         rows = torch.cat((obs, to_go[..., None]), dim=-1)
         units = torch.nn.functional.pad(unit, (0, 1), value=1.0)
-        hidden, cache = self.transformer.prefill(self.tokens(rows), real)
         row, ahead = rows[:, -1:], []
-        for step in range(steps):
-            if step:
-                hidden, cache = self.transformer.step(self.tokens(row), cache)
-            row = row + self.head(hidden[:, -1:]) * units
-            ahead.append(row[..., :-1])
+        with products_of(len(rows)):
+            hidden, cache = self.transformer.prefill(self.tokens(rows), real)
+            for step in range(steps):
+                if step:
+                    hidden, cache = self.transformer.step(self.tokens(row), cache)
+                row = row + self.head(hidden[:, -1:]) * units
+                ahead.append(row[..., :-1])
         return torch.cat(ahead, dim=1)

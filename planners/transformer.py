@@ -3,6 +3,7 @@
 Tensors are (B batch, T tokens, W width); inside, (B, heads, T, W / heads).
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,8 +19,8 @@ class Cache(NamedTuple):
     keys: tuple[Tensor, ...]
     """(B, heads, T, W / heads) per block"""
     values: tuple[Tensor, ...]
-    real: Tensor
-    """(B, T) bool"""
+    mask: Tensor
+    """(B, 1, 1, T): added to a later token's scores, 0 for real tokens and -inf for padding"""
 
 
 class CausalTransformer(nn.Module):
@@ -64,25 +65,26 @@ class CausalTransformer(nn.Module):
             tokens, key, value = block(tokens, mask, turn, None)
             keys.append(key)
             values.append(value)
-        return self.norm(tokens), Cache(tuple(keys), tuple(values), real)
+        padding = tokens.new_zeros(real.shape).masked_fill(~real, -torch.inf)
+        return self.norm(tokens), Cache(tuple(keys), tuple(values), padding[:, None, None])
 
     def step(self, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """One real token (B, 1, W) more -> (B, 1, W) and the longer cache."""
-        real = F.pad(cache.real, (0, 1), value=True)
-        turn = self._turn(token, cache.real.shape[1])
+        mask = F.pad(cache.mask, (0, 1))
+        turn = self._turn(token, cache.mask.shape[-1])
         keys, values = [], []
         for i, block in enumerate(self.blocks):
             past = cache.keys[i], cache.values[i]
-            token, key, value = block(token, real[:, None, None], turn, past)
+            token, key, value = block(token, mask, turn, past)
             keys.append(key)
             values.append(value)
-        return self.norm(token), Cache(tuple(keys), tuple(values), real)
+        return self.norm(token), Cache(tuple(keys), tuple(values), mask)
 
     def _turn(self, tokens: Tensor, first: int) -> "Turn | None":
         """Of tokens (B, T, W) that begin at position first; the same for all blocks."""
         if not self.rotary:
             return None
-        return rotary_turn(first, tokens.shape[1], self.head_width, tokens)
+        return rotary_turn(first, tokens.shape[1], self.head_width, tokens.dtype, tokens.device)
 
 
 class Block(nn.Module):
@@ -101,7 +103,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, mask: Tensor, turn: "Turn | None", past: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x (B, T, W), mask broadcasting to (B, heads, T, keys) -> x and all keys and values."""
+        """x (B, T, W), mask broadcasting to (B, heads, T, keys) -> x and all keys and values.
+
+        mask: bool, true where a key is seen, or numbers that are added to the scores.
+        """
         joint = self.queries_keys_values(self.before_attention(x)).unflatten(
             -1, (3, self.heads, -1)
         )
@@ -126,11 +131,15 @@ class Turn(NamedTuple):
     """Negative in the first half of the channels."""
 
 
-def rotary_turn(first: int, count: int, channels: int, like: Tensor) -> Turn:
-    """Of `count` tokens, the first at position `first`; dtype and device of `like`."""
+@lru_cache(maxsize=1024)
+@torch.inference_mode(False)  # or a table made under it could not be learned through later
+def rotary_turn(
+    first: int, count: int, channels: int, dtype: torch.dtype, device: torch.device
+) -> Turn:
+    """Of `count` tokens, the first at position `first`. Kept: a rollout asks for the same ones."""
     half = channels // 2
-    frequency = ROTARY_BASE ** (-torch.arange(half, device=like.device, dtype=like.dtype) / half)
-    position = torch.arange(first, first + count, device=like.device, dtype=like.dtype)
+    frequency = ROTARY_BASE ** (-torch.arange(half, device=device, dtype=dtype) / half)
+    position = torch.arange(first, first + count, device=device, dtype=dtype)
     angle = position[:, None] * frequency
     cos, sin = angle.cos(), angle.sin()
     return Turn(torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))
