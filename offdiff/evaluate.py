@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from offdiff.core.errors import InputError
+from offdiff.core.numerics import default_products
 from offdiff.core.protocols import Policy, RewardObserver
 from offdiff.core.seeding import derive_seed
 from offdiff.core.types import Spec
@@ -81,6 +82,8 @@ def evaluate(
     spec = spec or known_spec(policy)
     seeds = [episode_seed(seed, k) for k in range(episodes)]
     with ExitStack() as stack:
+        if isinstance(policy, DeployedPolicy):  # a planner multiplies too much to go without oneDNN
+            stack.enter_context(default_products())
         simulators = [
             stack.enter_context(
                 make_simulator(env_id, max_episode_steps=max_episode_steps, spec=spec)

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 # Before torch is imported: workers of pytest-xdist that each start a thread per core get slower,
@@ -69,14 +69,13 @@ def toy_file(tmp_path: Path, toy_policy: FloatArray) -> Path:
     return path
 
 
-@pytest.fixture
-def own_matmul() -> Iterator[None]:
-    """Undoes what a run changes in torch for its whole process."""
-    import torch
+@pytest.fixture(autouse=True)
+def default_matmul() -> None:
+    """Starts every test with torch's own matrix products: a run chooses for its whole process."""
+    if "torch" in sys.modules:
+        import torch
 
-    before = torch.get_float32_matmul_precision()
-    yield
-    torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.fixture(scope="session")

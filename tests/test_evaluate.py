@@ -109,8 +109,10 @@ def test_every_first_observation_of_an_episode_is_announced() -> None:
     assert sorted(int(s[0]) for s in starts) == sorted(result.lengths)
 
 
+@pytest.mark.parametrize("precision", ["highest", "medium"])  # medium: what a run may choose
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Countdown-v0"])
-def test_results_do_not_depend_on_the_number_of_environments(env_id: str) -> None:
+def test_results_do_not_depend_on_the_number_of_environments(env_id: str, precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
     policy = network_policy(11, 3) if env_id == "Hopper-v4" else network_policy(3, 2)
     one, three, ten, again = (
         evaluate(policy, env_id, episodes=7, seed=5, num_envs=n, progress=False)
@@ -120,6 +122,7 @@ def test_results_do_not_depend_on_the_number_of_environments(env_id: str) -> Non
     other = evaluate(policy, env_id, episodes=7, seed=6, progress=False)
     assert other.returns != one.returns
     assert evaluate(policy, env_id, episodes=3, seed=5, progress=False).returns == one.returns[:3]
+    assert torch.get_float32_matmul_precision() == precision, "the caller's choice is put back"
 
 
 def test_returns_equal_a_plain_gymnasium_loop() -> None:

@@ -84,9 +84,7 @@ def test_the_page_names_every_planner() -> None:
     assert table == set(names("planners"))
 
 
-def test_the_example_of_the_library_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_matmul: None
-) -> None:
+def test_the_example_of_the_library_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     planner = VeteranConfig(
         horizon=3, network="mlp-128", hidden=(16, 16), candidates=2, levels=2, batch_size=16
     )

@@ -24,7 +24,7 @@ PLANNER = VeteranConfig(
 
 
 @pytest.fixture
-def config(tmp_path: Path, own_matmul: None) -> RunConfig:
+def config(tmp_path: Path) -> RunConfig:
     record_drift(tmp_path / "drift.hdf5")
     return RunConfig(
         dataset=str(tmp_path / "drift.hdf5"), planner=PLANNER, seeds=(0, 3), updates=6, log_every=2,

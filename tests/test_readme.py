@@ -35,7 +35,6 @@ def test_two_commands_and_the_second_is_what_ci_runs() -> None:
         assert part in script
 
 
-@pytest.mark.usefixtures("own_matmul")
 def test_the_python_example_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

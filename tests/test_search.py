@@ -177,7 +177,6 @@ def test_everything_wrong_with_a_space_is_told_at_once() -> None:
         list(grid(read_space(("algo.expectile=0.5:0.9",), IQL)))
 
 
-@pytest.mark.usefixtures("own_matmul")
 def test_the_command_searches_and_tells_how_to_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

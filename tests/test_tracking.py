@@ -123,7 +123,7 @@ def _kept_so_far(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.usefixtures("keyless", "own_matmul")
+@pytest.mark.usefixtures("keyless")
 def test_a_run_without_a_key_is_whole_on_disk(
     config: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,7 +187,7 @@ def test_with_a_key_and_no_service_the_run_is_recorded_offline(
     assert kept["summary"]["final_score"] == pytest.approx(read_record(path).eval["score_mean"])
 
 
-@pytest.mark.usefixtures("keyless", "own_matmul")
+@pytest.mark.usefixtures("keyless")
 def test_a_run_that_goes_on_is_the_same_run_there(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +212,7 @@ def test_a_run_that_goes_on_is_the_same_run_there(
     assert "final_score" in after["summary"]
 
 
-@pytest.mark.usefixtures("keyless", "own_matmul")
+@pytest.mark.usefixtures("keyless")
 def test_planners_are_one_run_per_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_RUN_GROUP", "grid of planners")
     record_drift(tmp_path / "drift.hdf5")

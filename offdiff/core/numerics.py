@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -40,22 +40,28 @@ def use_fastest_exact_matmul() -> str:
 
 
 @contextmanager
-def products_of(rows: int) -> Iterator[None]:
+def default_products() -> Iterator[None]:
+    """Runs a block with torch's default BLAS, whatever `use_fastest_exact_matmul` chose.
+
+    Its sums do not depend on how many rows are multiplied at once (from four rows on), those of
+    oneDNN do in their last bits.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def products_of(rows: int) -> AbstractContextManager[None]:
     """Runs a block whose matrix products have so many rows with the library that suits them.
 
     oneDNN prepares every product anew: with few rows that takes longer than torch's default BLAS
     takes for all of it (256 x 256 weights, AVX-512: 22 against 5 microseconds for one row, 28
     against 27 for 16).
     """
-    before = torch.get_float32_matmul_precision()
-    if rows > FEW_ROWS or before == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+    return default_products() if rows <= FEW_ROWS else nullcontext()
 
 
 def _seconds(a: Tensor, b: Tensor) -> float:

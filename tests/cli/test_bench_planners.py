@@ -10,8 +10,6 @@ from offdiff.cli import main
 from offdiff.config import RunConfig
 from offdiff.run import run
 
-pytestmark = pytest.mark.usefixtures("own_matmul")
-
 NAME = "straight_planner:StraightConfig"
 
 

@@ -17,8 +17,6 @@ from offdiff.algos.bc import BC
 from offdiff.cli import COMMANDS, main
 from offdiff.core.types import Batch, Metrics
 
-pytestmark = pytest.mark.usefixtures("own_matmul")
-
 FAST = ("--updates", "40", "--log-every", "10", "--checkpoint-seconds", "0")
 
 

@@ -19,8 +19,6 @@ from offdiff.data.load import load_dataset
 from offdiff.diffusion import fit
 from offdiff.diffusion.config import ModelConfig
 
-pytestmark = pytest.mark.usefixtures("own_matmul")
-
 TINY = (
     *("--model.network", "unet-32", "--model.steps", "8"),
     *("--model.batch-size", "8", "--model.horizon", "4"),

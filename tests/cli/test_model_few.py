@@ -14,7 +14,6 @@ from offdiff.diffusion import fit
 from offdiff.diffusion.solvers import chosen
 from offdiff.diffusion.world_model import load_model
 
-pytestmark = pytest.mark.usefixtures("own_matmul")
 TINY = (
     *("--model.network", "mlp-128", "--model.steps", "8"),
     *("--model.batch-size", "8", "--model.horizon", "4"),

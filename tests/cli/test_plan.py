@@ -15,8 +15,6 @@ from offdiff.data.hdf5 import read_hdf5, write_hdf5
 from offdiff.records import read_record
 from offdiff.run import run
 
-pytestmark = pytest.mark.usefixtures("own_matmul")
-
 Told = Callable[..., tuple[int, str, str]]
 
 

@@ -1,7 +1,5 @@
 """Which library multiplies matrices: chosen by the number of rows, put back afterwards."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -9,11 +7,8 @@ from offdiff.core.numerics import FEW_ROWS, products_of
 
 
 @pytest.fixture
-def onednn() -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+def onednn() -> None:
     torch.set_float32_matmul_precision("medium")
-    yield
-    torch.set_float32_matmul_precision(before)
 
 
 @pytest.mark.usefixtures("onednn")
