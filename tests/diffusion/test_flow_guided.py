@@ -83,12 +83,15 @@ def one_call_error(pairs: Pairs, *, guided: bool) -> float:
     coupling = FlowGuided(pairs=pairs, student=student, guide=straight) if guided else pairs
     loss, generator = Loss(student, "x0", "huber"), torch.Generator().manual_seed(0)
     optimiser, steps = torch.optim.Adam(network.parameters(), 3e-3), 300
+    # Without decay the last steps' noise is as large as what is compared.
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
     for step in range(steps):
         clean, noise, _ = coupling.draw(64, step / steps, generator=generator)
         value = loss(clean, noise, torch.full((64,), SIGMA_MAX))
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
+        decay.step()
     noise = torch.randn(500, 4, 2, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
         made = student(SIGMA_MAX * noise, torch.full((500,), SIGMA_MAX))
@@ -97,8 +100,8 @@ def one_call_error(pairs: Pairs, *, guided: bool) -> float:
 
 def test_it_helps_where_pairs_are_few_and_does_no_harm_where_they_are_many() -> None:
     few, many = pairs_of(16, 4), pairs_of(20_000, 4)
-    assert one_call_error(few, guided=True) < 0.6 * one_call_error(few, guided=False)
-    assert one_call_error(many, guided=True) < 1.1 * one_call_error(many, guided=False)
+    assert one_call_error(few, guided=True) < 0.3 * one_call_error(few, guided=False)
+    assert one_call_error(many, guided=True) < 1.3 * one_call_error(many, guided=False)
 
 
 def test_a_student_of_pairs_and_a_guide(tmp_path: Path) -> None:
