@@ -37,6 +37,7 @@ from offdiff.few_steps import Comparison, Point, compare
 from offdiff.results import code_version, system
 
 RESULTS = Path(__file__).parents[1] / "results"
+COMMAND = "python benchmarks/few_steps.py"
 WINDOWS, GUIDED_WINDOWS = 256, 1024
 """Guidance is compared by means, which few windows with large errors make uncertain."""
 CALLS, LOW_CALLS = (1, 2, 4, 8, 16, 32), (2, 3, 4, 5, 6, 8)
@@ -115,7 +116,7 @@ def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) ->
             "dataset": loaded.info.name,
             "windows": WINDOWS,
             "guided_windows": GUIDED_WINDOWS,
-            "code": {**code_version(), "command": "python benchmarks/few_steps.py"},
+            "code": code_version(COMMAND),
             "system": system(CPU, "default"),
             "models": {k: about(m) for k, m in models.items() if not k.endswith("-low")},
             "plain": plain(models, *data, seed=0).as_json(),
@@ -132,7 +133,9 @@ def measure(name: str, folder: Path, policies: dict[str, Policy], file: Path) ->
             }
             record["seeds"][seed] = plain(others, *data, seed=int(seed)).as_json()
             write_text(file, json.dumps(record, indent=1) + "\n")
-    record.setdefault("guided_code", code_version())  # parts may be made by different commits
+    record.setdefault(
+        "guided_code", code_version(COMMAND)
+    )  # parts may be made by different commits
     for policy_name, policy in policies.items():
         for strength in REFERENCE_STRENGTHS:
             others_too = guided_jobs(models) if strength in STRENGTHS else []

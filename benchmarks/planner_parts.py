@@ -131,7 +131,7 @@ def _play_all(folder: Path, results: Path) -> None:
         "planner": saved.name,
         "dataset": run.data["dataset_id"],
         "run_id": run.run_id,
-        "code": code_version() | {"command": "benchmarks/planner_parts.py"},
+        "code": code_version("python benchmarks/planner_parts.py"),
         "system": system(torch.device("cpu"), "default"),
         "parts": json.loads(out.read_text())["parts"] if out.exists() else [],
     }

@@ -167,7 +167,7 @@ def measure(name: str, folder: Path, agents: Path) -> dict[str, Any]:
         "dataset": loaded.info.name,
         "policy": AGENTS[-1],
         "windows": WINDOWS,
-        "code": {**code_version(), "command": "python benchmarks/steering.py"},
+        "code": code_version("python benchmarks/steering.py"),
         "system": system(CPU, "default"),
         "models": rows,
     }

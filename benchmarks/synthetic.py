@@ -127,7 +127,7 @@ def measure(dataset: str, data: Path, agents: Path) -> dict[str, Any]:
         "data_hash": episodes_hash(loaded.episodes),
         "windows": WINDOWS,
         # Without the paths of the machine it was made on.
-        "code": {**code_version(), "command": "python benchmarks/synthetic.py"},
+        "code": code_version("python benchmarks/synthetic.py"),
         "system": system(torch.device("cpu"), "default"),
         "rows": rows,
     }

@@ -64,9 +64,10 @@ def evaluate(
     """Plays a fixed list of episodes to their ends and reports all of them.
 
     Episode k starts from a seed that depends on `seed` and k alone, so a deterministic policy
-    gets the same returns whatever `num_envs` is. Environments are stepped one after another (for
-    these simulators faster than worker processes on few cores), the policy acts on all of them at
-    once. An environment that is done takes the next episode of the list; no episode is cut off or
+    gets the same returns whatever `num_envs` is (a planner up to rounding, where
+    `use_fastest_exact_matmul` chose oneDNN). Environments are stepped one after another (for these
+    simulators faster than worker processes on few cores), the policy acts on all of them at once.
+    An environment that is done takes the next episode of the list; no episode is cut off or
     replaced, so short ones are not favoured.
 
     max_episode_steps: horizon; None takes D4RL's, else the environment's own.
@@ -82,7 +83,7 @@ def evaluate(
     spec = spec or known_spec(policy)
     seeds = [episode_seed(seed, k) for k in range(episodes)]
     with ExitStack() as stack:
-        if isinstance(policy, DeployedPolicy):  # a planner multiplies too much to go without oneDNN
+        if not isinstance(policy, PlannerPolicy):  # planners multiply too much to miss oneDNN
             stack.enter_context(default_products())
         simulators = [
             stack.enter_context(

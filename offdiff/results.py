@@ -46,13 +46,13 @@ def plain(value: object) -> Any:
     return value
 
 
-def code_version() -> dict[str, Any]:
-    """Version, commit and command line of this process."""
+def code_version(command: str = "") -> dict[str, Any]:
+    """Version, commit and command; by default the command line of this `offdiff` process."""
     return {
         "offdiff_version": version("offdiff"),
         "git_commit": _git("rev-parse", "HEAD"),
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")),
-        "command": " ".join(["offdiff", *sys.argv[1:]]),
+        "command": command or " ".join(["offdiff", *sys.argv[1:]]),
     }
 
 

@@ -1,8 +1,13 @@
 """Folders of a machine are taken out of text, and nothing else is."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from offdiff.publishable import publishable
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 @pytest.mark.parametrize(
@@ -24,3 +29,11 @@ def test_only_absolute_folders_go(text: str, shown: str) -> None:
     assert publishable(text) == shown
     assert publishable({text: [text, (text, 1)]}) == {shown: [shown, [shown, 1]]}
     assert publishable(shown) == shown
+
+
+def test_committed_results_name_no_folder_of_a_machine() -> None:
+    records = sorted(RESULTS.rglob("*.json"))
+    assert records
+    for path in records:
+        if (found := json.loads(path.read_text())) != publishable(found):
+            pytest.fail(f"{path.relative_to(RESULTS)} names a folder of a machine")
