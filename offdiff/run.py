@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from offdiff.checkpoint import CHECKPOINT, POLICY, save_policy
 from offdiff.config import RunConfig
 from offdiff.core.files import require_writable, scratch_folder
 from offdiff.core.numerics import choose_device, keep_freed_memory, use_fastest_exact_matmul
-from offdiff.core.protocols import Replay
+from offdiff.core.protocols import Learner, Replay
 from offdiff.core.seeding import SeedStreams
 from offdiff.data.load import load_dataset
 from offdiff.data.places import cache_dir
@@ -34,12 +35,16 @@ from offdiff.training import Row, Schedule, Training, train
 from offdiff.video import record_video, require_encoder
 
 FILM = "policy.mp4"
+Probe = Callable[[Learner, Prepared, int], Sequence[Row]]
+"""Learner, data, update -> further numbers, one mapping per seed."""
 
 
-def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
+def run(config: RunConfig, *, progress: bool = True, probe: Probe | None = None) -> list[RunRecord]:
     """Trains and evaluates every seed; gives one record per seed, also written to disk.
 
     A finished run of the same configuration is not repeated: its records are read and given.
+    probe: asked at every point of a learner's curve, which then holds its numbers too. It must not
+    change the learner, nor have a say in the result: runs are told apart by `config` alone.
     Raises InputError, before anything is written, for what cannot work.
     """
     device = choose_device(config.device)
@@ -90,7 +95,7 @@ def run(config: RunConfig, *, progress: bool = True) -> list[RunRecord]:
         if synthesis is not None:
             synthesis.restore(training)
     with Trackers(config, folder, folder.path, config.seeds, training.updates) as trackers:
-        _train(config, prepared, training, folder, progress, synthesis, trackers)
+        _train(config, prepared, training, folder, progress, synthesis, trackers, probe)
         context = _Context(
             config, prepared, training, folder, identity, system(device, kernels), synthesis
         )
@@ -137,11 +142,14 @@ def _train(
     progress: bool,
     synthesis: Synthesis | None,
     trackers: Trackers,
+    probe: Probe | None,
 ) -> None:
     def curve_point(update: int) -> list[Row]:
         # Other episodes at every point, or the curve would look smoother than it is.
         results = _evaluations(config, prepared, training, config.eval_episodes, update)
-        return [_summary(prepared, result) for result in results]
+        rows = [_summary(prepared, result) for result in results]
+        more = probe(training.learner, prepared, update) if probe else [{}] * len(rows)
+        return [{**row, **further} for row, further in zip(rows, more, strict=True)]
 
     schedule = Schedule(
         updates=config.updates,

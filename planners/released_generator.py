@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offdiff.core.attention import attention
 from offdiff.planners.base import masked_mean
 
 WAVELENGTHS = 10_000.0
@@ -132,7 +133,7 @@ class EncoderBlock(nn.Module):
     def _attention(self, x: Tensor, mask: Tensor | None) -> Tensor:
         joint = self.queries_keys_values(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = joint.permute(2, 0, 3, 1, 4)  # each (B, heads, C, width / heads)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        mixed = attention(query, key, value, mask=mask)
         out: Tensor = self.projection(mixed.transpose(1, 2).flatten(-2))
         return out
 

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offdiff.core.attention import attention
+
 ROTARY_BASE = 10_000.0
 
 
@@ -116,7 +118,7 @@ class Block(nn.Module):
         if past:
             key, value = torch.cat((past[0], key), dim=2), torch.cat((past[1], value), dim=2)
         dropout = self.dropout if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = attention(query, key, value, mask=mask, dropout=dropout)
         mixed = self.projection(mixed.transpose(1, 2).flatten(-2))
         x = x + F.dropout(mixed, dropout)
         x = x + F.dropout(self.perceptron(self.before_perceptron(x)), dropout)

@@ -22,12 +22,14 @@ from offdiff.algos.td3bc import TD3BCConfig
 from offdiff.checkpoint import load_policy
 from offdiff.config import RunConfig
 from offdiff.core.errors import InputError
-from offdiff.core.protocols import LearnerConfig
+from offdiff.core.protocols import Learner, LearnerConfig
 from offdiff.core.tensors import load_tensors
 from offdiff.data.episodes import Episodes
 from offdiff.data.hdf5 import write_hdf5
+from offdiff.prepare import Prepared
 from offdiff.records import RunRecord, read_record
 from offdiff.run import run
+from offdiff.training import Row
 
 SMALL = (16, 16)
 
@@ -89,6 +91,21 @@ def test_a_run_leaves_a_complete_record(tmp_path: Path) -> None:
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     assert [row["update"] for row in rows] == ["20", "40", "60"]
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "metrics.csv", "seed-0"]
+
+
+def test_a_probe_adds_to_the_curve_and_changes_nothing_else(tmp_path: Path) -> None:
+    def probe(learner: Learner, prepared: Prepared, update: int) -> list[Row]:
+        policies = [prepared.deploy(learner.policy(i)) for i in range(2)]
+        return [{"seen": update + i, "inputs": len(p.obs_mean)} for i, p in enumerate(policies)]
+
+    asked = {"eval_every": 20, "eval_episodes": 1, "seeds": (0, 1)}
+    plain = run(config(tmp_path / "plain", **asked), progress=False)
+    probed = run(config(tmp_path / "probed", **asked), progress=False, probe=probe)
+    for i, (without, with_it) in enumerate(zip(plain, probed, strict=True)):
+        more = [{**row, "seen": row["update"] + i, "inputs": 11} for row in without.curve]
+        assert with_it.curve == more
+        assert with_it.eval == without.eval
+        assert with_it.config["config_hash"] == without.config["config_hash"]
 
 
 def test_the_saved_policy_is_the_evaluated_one(tmp_path: Path) -> None:

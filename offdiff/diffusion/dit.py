@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offdiff.core.attention import attention
+
 NOISE_FEATURES = 256
 NOISE_SCALE = 1000.0
 """Stretches c_noise = ln(sigma) / 4 to the range of the diffusion steps that DiT's sinusoids of
@@ -79,7 +81,7 @@ class Block(nn.Module):
         """x (B, T, d), embedding (B, d) -> (B, T, d)."""
         modulation = self.modulate(embedding)
         query, key, value = self.before_attention(x, modulation)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        mixed = attention(query, key, value, causal=self.causal)
         return self.after_attention(x, mixed, modulation)
 
     def modulate(self, embedding: Tensor) -> Sequence[Tensor]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offdiff.core.attention import attention
 from offdiff.diffusion.dit import (
     NOISE_FEATURES,
     NOISE_SCALE,
@@ -93,7 +93,7 @@ class JointBlock(nn.Module):
         modulations = [stream.modulate(embedding) for stream in streams]
         parts = map(StreamBlock.before_attention, streams, xs, modulations)
         query, key, value = (torch.cat(tokens, dim=2) for tokens in zip(*parts, strict=True))
-        mixed = F.scaled_dot_product_attention(query, key, value).chunk(len(xs), dim=2)
+        mixed = attention(query, key, value).chunk(len(xs), dim=2)
         return list(map(StreamBlock.after_attention, streams, xs, mixed, modulations))
 
 

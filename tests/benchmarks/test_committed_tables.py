@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
         ["synthetic.py", "--table"],
         ["few_steps.py", "--table"],
         ["steering.py", "--table"],
+        ["value_bias.py", "--table"],
     ],
 )
 def test_tables_come_from_the_committed_records(command: list[str], tmp_path: Path) -> None:
